@@ -1,0 +1,79 @@
+"""What an engine is: it carries out actions when their reads are there, and says what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from convoy.engines.program import Program, Store
+from convoy.errors import InternalError
+from convoy.events.event import Event, Sink
+from convoy.schedule.action import Action
+from convoy.schedule.schedule import Entry
+
+Disturb: TypeAlias = Callable[[str, Action], None]
+"""Called in a lane before each action; tests delay or break workers with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """``lanes``: lane name → intra-op threads of that worker. ``clock`` gives seconds. ``watchdog_seconds``: how long
+    nothing may move while somebody waits. ``record``: whether actions become events."""
+
+    lanes: Mapping[str, int]
+    sink: Sink | None = None
+    clock: Callable[[], float] = time.perf_counter
+    watchdog_seconds: float = 300.0
+    disturb: Disturb | None = None
+    record: bool = True
+    history: int = 240  # actions kept for the grid that an error shows
+    versions: Mapping[str, int] = field(default_factory=dict)  # states that do not begin at 0
+
+
+class Engine(Protocol):
+    """Carries out actions. One per bound strategy; used from one thread (the driver)."""
+
+    def submit(self, entries: Iterable[Entry]) -> None:
+        """Take up entries in program order. Entries of the driver lane are carried out at once, here."""
+        ...
+
+    def wait(self, action: Action) -> None:
+        """Return when ``action`` is done. Raises WorkerFailed, Stalled."""
+        ...
+
+    def is_done(self, action: Action) -> bool: ...
+
+    def settle(self) -> None:
+        """Return when everything submitted is done."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers, unfinished work included. May be called twice."""
+        ...
+
+
+def perform(program: Program, store: Store, lane: str, action: Action, options: EngineOptions) -> None:
+    """Carry out one action, check the versions it really sees, and report it."""
+    observed = {ref.name: store.version(ref.name) for ref in action.reads if ref.is_state}
+    for ref in action.reads:
+        if ref.is_state and observed[ref.name] != ref.version:
+            raise InternalError(f"{action.label} should read {ref} and found version {observed[ref.name]}")
+    start = options.clock()
+    moved = program.run(action, store)
+    end = options.clock()
+    for ref in action.writes:
+        if ref.is_state:
+            store.advance(ref)
+    if options.sink is not None and options.record:
+        written = {ref.name: store.version(ref.name) for ref in action.writes if ref.is_state}
+        data = {
+            "kind": action.kind,
+            "subject": action.subject,
+            "part": action.part,
+            "reads": observed,
+            "writes": written,
+            "bytes": moved,
+        }
+        options.sink(Event("action", action.label, start, end, lane, action.batch, data))

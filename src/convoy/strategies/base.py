@@ -1,0 +1,119 @@
+"""What every strategy offers: it can be bound to a model, a loss and an optimizer, and then takes batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from convoy.events.event import Sink
+
+Loss: TypeAlias = "Callable[[Any, Any], torch.Tensor]"
+"""``loss(output, target)``, a scalar: the mean over the samples of the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to run, whatever the strategy.
+
+    ``seed`` keys every random layer. ``precision`` is "float32" or "bfloat16" (autocast). ``clip`` bounds the
+    gradient norm per update (per stage where there are stages). ``threads`` are all intra-op threads that may be
+    used (None: all cores). ``max_memory`` in bytes, per run. ``trace`` keeps every action as an event.
+    ``watchdog_seconds``: how long nothing may move before the run is declared stalled.
+    """
+
+    seed: int = 0
+    precision: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    clip: float | None = None
+    channels_last: bool = True
+    max_memory: int | None = None
+    trace: bool = False
+    watchdog_seconds: float = 300.0
+
+
+class StepResult(Protocol):
+    """What became of one mini-batch. Reading ``loss`` or ``output`` waits until they are there; the rest is known."""
+
+    @property
+    def batch(self) -> int:
+        """Running number of the mini-batch, from 0."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether reading would not wait."""
+        ...
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Scalar, detached."""
+        ...
+
+    @property
+    def output(self) -> Any:
+        """What the model returned, detached."""
+        ...
+
+    @property
+    def target(self) -> Any:
+        """The target as it was given."""
+        ...
+
+
+class Step(Protocol):
+    """A bound strategy: call it with batches, then drain it. A context manager; leaving drains and frees threads.
+
+    ``step(x, y)``: a mapping ``x`` becomes keyword arguments of the model, a tuple or list positional ones. Returns
+    the result of an earlier batch (the same one where nothing is in flight), None while the pipeline fills.
+    """
+
+    def __call__(self, x: Any, y: Any) -> StepResult | None: ...
+
+    def drain(self) -> list[StepResult]:
+        """Finish what is in flight; afterwards the weights of the user's module are consistent."""
+        ...
+
+    def close(self) -> None:
+        """Free threads without finishing what is in flight. May be called twice."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Plain JSON-ready values that a resumed step needs (counters); only right after a drain."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state, before the first batch."""
+        ...
+
+    def plan(self) -> Any:
+        """The plan, once the first batch was seen; else None."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Strategy(ABC):
+    """The user's choice: a frozen dataclass whose fields are validated when it is made."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def bind(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        settings: Settings | None = None,
+        sink: Sink | None = None,
+    ) -> Step:
+        """Tie the strategy to the user's own objects. Cheap: capture and planning wait for the first batch."""

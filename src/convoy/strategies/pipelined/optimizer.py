@@ -1,0 +1,68 @@
+"""A stage's share of the user's optimizer: same class, same state, same groups, fewer parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from convoy.errors import OptionError
+
+Hyper = list[dict[str, Any]]
+"""What the parameter groups said (learning rate, momentum, ...) when a batch entered; one mapping a group."""
+
+_REFUSED = ("LBFGS",)
+
+
+def check(optimizer: Optimizer) -> None:
+    """Refuse what cannot be cut into stages: an optimizer whose step needs a closure or couples all parameters."""
+    if type(optimizer).__name__ in _REFUSED:
+        raise OptionError(
+            f"{type(optimizer).__name__} evaluates the whole model in its step and cannot be cut into stages",
+            hint="choose SGD, Adam, AdamW or another first-order optimizer, or train sequentially",
+        )
+
+
+def snapshot(optimizer: Optimizer) -> Hyper:
+    """The groups' hyper-parameters now, without the parameters."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+class StageOptimizer:
+    """Steps the parameters of one stage with the hyper-parameters recorded when the batch entered.
+
+    State is the user's own (same mapping, keyed by parameter), so that ``optimizer.state_dict()`` is after a drain
+    what plain training would hold.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        own = {id(p) for p in parameters}
+        attributes = {k: v for k, v in vars(optimizer).items() if k not in ("step", "param_groups")}
+        self._optimizer: Optimizer = object.__new__(type(optimizer))
+        vars(self._optimizer).update(attributes)
+        self._optimizer.param_groups = [
+            {**group, "params": [p for p in group["params"] if id(p) in own]} for group in optimizer.param_groups
+        ]
+        self.parameters: list[Tensor] = [p for g in self._optimizer.param_groups for p in g["params"]]
+
+    def step(self, hyper: Hyper, clip: float | None) -> None:
+        """Clip the stage's gradient norm, update, forget the gradients."""
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        for group, recorded in zip(self._optimizer.param_groups, hyper, strict=True):
+            group.update(recorded)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+def mark_stepped(optimizer: Optimizer) -> None:
+    """Tell the user's optimizer that its parameters were stepped, which learning-rate schedulers look for."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def describe(hyper: Hyper) -> Mapping[str, Any]:
+    """The first group's learning rate, for messages."""
+    return {"lr": hyper[0].get("lr")} if hyper else {}

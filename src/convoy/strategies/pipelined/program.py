@@ -1,0 +1,256 @@
+"""What forward, backward and update of a stage do to tensors.
+
+Names in the store, u the running number of the part: ``i{stage}@u`` what the batch itself gives a stage, ``x{p}>{c}@u``
+the values stage p hands to stage c, ``g{c}>{p}@u`` their gradients, ``s{stage}@u`` what a stage keeps between its
+forward and its backward, ``u{stage}@t`` "the gradients of batch t are complete". Weights, their gradients and the
+BatchNorm estimates stay where the user's module has them: one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convoy.engines.program import Store
+from convoy.errors import InternalError
+from convoy.graph.random import keyed
+from convoy.graph.split import Segment
+from convoy.schedule.action import Action, Ref
+from convoy.strategies.pipelined.current import CurrentWeights
+from convoy.strategies.pipelined.optimizer import Hyper, StageOptimizer
+
+
+@dataclass(slots=True)
+class Handed:
+    """Values on their way from one stage to a later one, detached, with the flags autograd needs."""
+
+    tensors: tuple[Any, ...]
+    needs_grad: tuple[bool, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors if isinstance(t, Tensor))
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a stage keeps of one part: received leaves by producer, and its outputs by consumer."""
+
+    received: dict[int, list[Tensor | None]]
+    sent: dict[int, list[Tensor | None]]
+    loss: Tensor | None = None
+    share: float = 1.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """One mini-batch on its way: its hyper-parameters, and where its results go."""
+
+    hyper: Hyper
+    losses: list[Tensor] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Fed:
+    """What the driver brings for one part: model inputs by value name, the target, its share of the loss."""
+
+    values: Mapping[str, Any]
+    target: Any
+    share: float
+
+
+class Stage:
+    """One segment of the model with its optimizer and its place among the others."""
+
+    def __init__(self, index: int, segment: Segment, producers: Mapping[str, int], optimizer: StageOptimizer) -> None:
+        self.index = index
+        self.segment = segment
+        self.optimizer = optimizer
+        self.producer_of = {name: producers[name] for name in segment.inputs}
+        """Value name → the stage that makes it, 0 for the batch itself."""
+
+
+class PipelineProgram:
+    """Implements ``Program`` for a pipeline of stages."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        loss: Callable[[Any, Any], Tensor],
+        *,
+        delays: Sequence[int],
+        seed: int,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        clip: float | None = None,
+    ) -> None:
+        self.stages = {str(stage.index): stage for stage in stages}
+        self.batches: dict[int, Batch] = {}
+        self._loss, self._seed, self._autocast, self._clip = loss, seed, autocast, clip
+        self._last = len(stages)
+        self._fed: dict[tuple[int, int], Fed] = {}
+        self._current = {
+            str(stage.index): CurrentWeights(stage.segment.parameters.values()) if delay else None
+            for stage, delay in zip(stages, delays, strict=True)
+        }
+        # consumer → names it wants of each producer, in the consumer's own order
+        self._wanted: dict[tuple[int, int], list[str]] = {}
+        for stage in stages:
+            for name, producer in stage.producer_of.items():
+                self._wanted.setdefault((producer, stage.index), []).append(name)
+        self._slot = {stage.index: {n: i for i, n in enumerate(stage.segment.outputs)} for stage in stages}
+        self._actions = {"F": self._forward, "B": self._backward, "U": self._update, "E": self._enter}
+
+    @property
+    def links(self) -> tuple[tuple[int, int], ...]:
+        """(producer, consumer) pairs between which values cross."""
+        return tuple(sorted(pair for pair in self._wanted if pair[0]))
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """Stages that need something of the batch itself: inputs, or the target."""
+        return tuple(sorted({consumer for producer, consumer in self._wanted if not producer} | {1, self._last}))
+
+    def bring(self, batch: int, part: int, fed: Fed) -> None:
+        """Called by the driver before the batch's actions are submitted."""
+        self._fed[batch, part] = fed
+
+    def run(self, action: Action, store: Store) -> int:
+        return self._actions[action.kind](action, store)
+
+    # --- the four kinds ------------------------------------------------------------------------------------
+
+    def _enter(self, action: Action, store: Store) -> int:
+        fed = self._fed.pop((action.batch, action.part))
+        for ref in action.writes:
+            store.put(ref, fed)
+        return 0
+
+    def _forward(self, action: Action, store: Store) -> int:
+        stage = self.stages[action.subject]
+        values, received, fed = self._gather(stage, action, store)
+        current = self._current[action.subject]
+        with (
+            torch.enable_grad(),
+            self._autocast(),
+            keyed(self._seed, action.batch, action.part),
+            current.hooks() if current is not None else nullcontext(),
+        ):
+            outputs = stage.segment.module(*(values[name] for name in stage.segment.inputs))
+            loss = self._loss(outputs, fed.target) if stage.index == self._last and fed is not None else None
+        kept = Kept(received, {})
+        if loss is not None:
+            assert fed is not None
+            kept.loss, kept.share = loss, fed.share
+            batch = self.batches[action.batch]
+            batch.losses.append(loss.detach() * fed.share if fed.share != 1.0 else loss.detach())
+            batch.outputs.append(_detached(outputs))
+        moved = 0
+        for ref in action.writes:
+            if ref.name[0] != "x":
+                store.put(ref, kept)
+                continue
+            consumer = int(ref.name.partition(">")[2])
+            sent = [outputs[self._slot[stage.index][name]] for name in self._wanted[stage.index, consumer]]
+            flags = tuple(isinstance(v, Tensor) and v.requires_grad for v in sent)
+            kept.sent[consumer] = [v if flag else None for v, flag in zip(sent, flags, strict=True)]
+            handed = Handed(tuple(v.detach() if isinstance(v, Tensor) else v for v in sent), flags)
+            moved += handed.bytes
+            store.put(ref, handed)
+        return moved
+
+    def _gather(
+        self, stage: Stage, action: Action, store: Store
+    ) -> tuple[dict[str, Any], dict[int, list[Tensor | None]], Fed | None]:
+        """Input values by name, the leaves whose gradients go back by producer, and what the batch brought."""
+        values: dict[str, Any] = {}
+        received: dict[int, list[Tensor | None]] = {}
+        fed: Fed | None = None
+        for ref in action.reads:
+            if ref.name[0] == "i":
+                fed = store.take(ref)
+                values.update({n: fed.values[n] for n in self._wanted.get((0, stage.index), ())})
+            elif ref.name[0] == "x":
+                producer = int(ref.name[1:].partition(">")[0])
+                handed: Handed = store.take(ref)
+                leaves: list[Tensor | None] = []
+                for name, value, flag in zip(
+                    self._wanted[producer, stage.index], handed.tensors, handed.needs_grad, strict=True
+                ):
+                    leaf = value.detach().requires_grad_() if flag else value
+                    values[name] = leaf
+                    leaves.append(leaf if flag else None)
+                received[producer] = leaves
+        return values, received, fed
+
+    def _backward(self, action: Action, store: Store) -> int:
+        stage = self.stages[action.subject]
+        kept: Kept | None = None
+        gradients: dict[int, list[Tensor | None]] = {}
+        for ref in action.reads:
+            if ref.name[0] == "s":
+                kept = store.take(ref)
+            elif ref.name[0] == "g":
+                gradients[int(ref.name[1:].partition(">")[0])] = store.take(ref)
+        if kept is None:
+            raise InternalError(f"{action.label} has nothing kept from its forward pass")
+        roots, seeds = _roots(kept, gradients)
+        if roots:
+            torch.autograd.backward(roots, seeds)
+        moved = 0
+        for ref in action.writes:
+            if ref.name[0] == "g":
+                producer = int(ref.name.partition(">")[2])
+                back = [leaf.grad if leaf is not None else None for leaf in kept.received[producer]]
+                moved += sum(t.nbytes for t in back if t is not None)
+                store.put(ref, back)
+            else:
+                store.put(ref, None)
+        return moved
+
+    def _update(self, action: Action, store: Store) -> int:
+        stage = self.stages[action.subject]
+        store.take(Ref(f"u{action.subject}", action.batch))
+        stage.optimizer.step(self.batches[action.batch].hyper, self._clip)
+        return 0
+
+
+def _roots(kept: Kept, gradients: Mapping[int, Sequence[Tensor | None]]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Where the stage's backward pass begins, with the gradients that later stages sent.
+
+    A value that several stages consume gets its gradients added in the order of the consumers, last stage first, the
+    order in which they fall due.
+    """
+    if kept.loss is not None:
+        if not kept.loss.requires_grad:
+            return [], []
+        seed = torch.full_like(kept.loss, kept.share) if kept.share != 1.0 else None
+        roots: list[Tensor] = [kept.loss]
+        seeds: list[Tensor | None] = [seed]
+    else:
+        roots, seeds = [], []
+    total: dict[int, int] = {}  # id of an output → its place in roots
+    for consumer in sorted(gradients, reverse=True):
+        for output, gradient in zip(kept.sent[consumer], gradients[consumer], strict=True):
+            if output is None or gradient is None:
+                continue
+            place = total.get(id(output))
+            if place is None:
+                total[id(output)] = len(roots)
+                roots.append(output)
+                seeds.append(gradient)
+            else:
+                earlier = seeds[place]
+                assert earlier is not None
+                seeds[place] = earlier + gradient
+    return roots, seeds
+
+
+def _detached(output: Any) -> Any:
+    """The model's output without its graph, structure kept."""
+    return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, output)
