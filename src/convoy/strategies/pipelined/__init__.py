@@ -1,0 +1,3 @@
+from convoy.strategies.pipelined.strategy import Pipelined
+
+__all__ = ["Pipelined"]

@@ -21,6 +21,7 @@ from convoy.errors import InternalError
 from convoy.graph.random import keyed
 from convoy.graph.split import Segment
 from convoy.schedule.action import Action, Ref
+from convoy.strategies.batch import detach
 from convoy.strategies.pipelined.current import CurrentWeights
 from convoy.strategies.pipelined.optimizer import Hyper, StageOptimizer
 
@@ -149,7 +150,7 @@ class PipelineProgram:
             kept.loss, kept.share = loss, fed.share
             batch = self.batches[action.batch]
             batch.losses.append(loss.detach() * fed.share if fed.share != 1.0 else loss.detach())
-            batch.outputs.append(_detached(outputs))
+            batch.outputs.append(detach(outputs))
         moved = 0
         for ref in action.writes:
             if ref.name[0] != "x":
@@ -249,8 +250,3 @@ def _roots(kept: Kept, gradients: Mapping[int, Sequence[Tensor | None]]) -> tupl
                 assert earlier is not None
                 seeds[place] = earlier + gradient
     return roots, seeds
-
-
-def _detached(output: Any) -> Any:
-    """The model's output without its graph, structure kept."""
-    return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, output)

@@ -1,0 +1,34 @@
+"""Ctrl-C between two steps instead of in the middle of one.
+
+A KeyboardInterrupt raised while actions are being submitted would leave half a batch in the schedule, and what is in
+flight could not be drained any more. Inside ``uninterrupted()`` it is kept back until the block ends.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+
+class uninterrupted:
+    """Context that delays SIGINT in the main thread; does nothing in others, where Python delivers no signals."""
+
+    def __enter__(self) -> Self:
+        self._pending: tuple[int, FrameType | None] | None = None
+        self._previous: Any = None
+        self._active = threading.current_thread() is threading.main_thread()
+        if self._active:
+            self._previous = signal.signal(signal.SIGINT, self._keep)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._active:
+            return
+        signal.signal(signal.SIGINT, self._previous)
+        if self._pending is not None and callable(self._previous):
+            self._previous(*self._pending)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self._pending = (number, frame)

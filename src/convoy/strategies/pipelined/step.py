@@ -1,0 +1,230 @@
+"""A bound pipeline: takes mini-batches, hands back results of earlier ones, drains."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from convoy.engines.engine import Disturb, Engine, EngineOptions
+from convoy.engines.inline import InlineEngine
+from convoy.engines.interrupts import uninterrupted
+from convoy.engines.program import Store
+from convoy.engines.threads import ThreadsEngine
+from convoy.errors import DataError, InternalError
+from convoy.events.event import Event, Sink
+from convoy.schedule.action import Action
+from convoy.schedule.schedule import Schedule
+from convoy.strategies.base import Loss, Settings
+from convoy.strategies.batch import batch_size, channels_last, map_tensors, prepare_model, to_device
+from convoy.strategies.pipelined.clock import PipelineSchedule
+from convoy.strategies.pipelined.optimizer import StageOptimizer, check, mark_stepped, snapshot
+from convoy.strategies.pipelined.plan import PipelinePlan
+from convoy.strategies.pipelined.planner import Planned, plan_pipeline
+from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
+from convoy.strategies.pipelined.result import PipelinedResult
+
+if TYPE_CHECKING:
+    from convoy.strategies.pipelined.strategy import Pipelined
+
+
+class PipelinedStep:
+    """Implements ``Step`` for a pipeline. Capture, planning and workers come with the first batch."""
+
+    def __init__(
+        self,
+        strategy: Pipelined,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        settings: Settings,
+        sink: Sink | None,
+        disturb: Disturb | None = None,
+        keep_schedule: bool = False,
+    ) -> None:
+        check(optimizer)
+        self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
+        self._settings, self._sink, self._disturb = settings, sink, disturb
+        self.schedule: Schedule | None = Schedule() if keep_schedule else None
+        self._engine: Engine | None = None
+        self._closed = False
+        self._next = 0
+        self._version = 0
+        self._pending: deque[PipelinedResult] = deque()
+        self._updates: deque[tuple[int, Action]] = deque()
+        self._entered: Action | None = None
+
+    # --- Step ----------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Any, y: Any) -> PipelinedResult | None:
+        if self._closed:
+            raise InternalError("the step was closed", hint="bind the strategy again")
+        x, y = self._prepare(x, y)
+        if self._engine is None:
+            self._build(x, y)
+        assert self._engine is not None
+        number, self._next = self._next, self._next + 1
+        parts = min(self._strategy.accumulate, batch_size(x))
+        batch = Batch(snapshot(self._optimizer))
+        with uninterrupted():
+            self._program.batches[number] = batch
+            self._bring(number, parts, x, y)
+            entries = self._clock.enter(number, parts)
+            self._engine.submit(entries)
+        if self.schedule is not None:
+            self.schedule.extend(entries)
+        last = str(self._clock.stages)
+        forwards = [a for _, a in entries if a.kind == "F" and a.batch == number]
+        self._pending.append(
+            PipelinedResult(number, batch, y, self._engine, [a for a in forwards if a.subject == last][-1])
+        )
+        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
+        mark_stepped(self._optimizer)
+        if self._entered is not None:  # the driver runs at most one mini-batch ahead of the first stage
+            self._engine.wait(self._entered)
+        self._entered = [a for a in forwards if a.subject == "1"][-1]
+        self._forget()
+        if len(self._pending) > self._behind:
+            return self._pending.popleft()
+        return None
+
+    def drain(self) -> list[PipelinedResult]:
+        if self._engine is None:
+            return []
+        with uninterrupted():
+            entries = self._clock.drain()
+            self._engine.submit(entries)
+        if self.schedule is not None:
+            self.schedule.extend(entries)
+        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
+        self._engine.settle()
+        self._forget()
+        self._entered = None
+        results = list(self._pending)
+        self._pending.clear()
+        return results
+
+    def close(self) -> None:
+        self._closed = True
+        if self._engine is not None:
+            self._engine.close()
+
+    def state(self) -> Mapping[str, Any]:
+        if self._pending:
+            raise InternalError("the state of a pipeline is only defined after a drain")
+        return {"batch": self._next, "version": self._next}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self._engine is not None:
+            raise InternalError("a pipeline is restored before its first batch")
+        self._next = int(state["batch"])
+        self._version = int(state["version"])
+
+    def plan(self) -> PipelinePlan | None:
+        return self._planned.plan if self._engine is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                self.drain()
+        finally:
+            self.close()
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    @property
+    def _behind(self) -> int:
+        """Batches between the one that enters and the one whose loss falls in that cycle: ceil(K / accumulate)."""
+        return -(-(self._clock.stages - 1) // self._strategy.accumulate)
+
+    def _prepare(self, x: Any, y: Any) -> tuple[Any, Any]:
+        x, y = to_device(x, self._settings.device), to_device(y, self._settings.device)
+        return (channels_last(x) if self._settings.channels_last else x), y
+
+    def _build(self, x: Any, y: Any) -> None:
+        prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
+        self._model.train()
+        self._planned: Planned = plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings)
+        segments = self._planned.segments
+        producers = {name: 0 for name in self._planned.inputs}
+        producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
+        stages = [
+            Stage(i, segment, producers, StageOptimizer(self._optimizer, segment.parameters.values()))
+            for i, segment in enumerate(segments, 1)
+        ]
+        plan = self._planned.plan
+        self._program = PipelineProgram(
+            stages,
+            self._loss,
+            delays=plan.delays,
+            seed=self._settings.seed,
+            autocast=autocast_of(self._settings),
+            clip=self._settings.clip,
+        )
+        self._clock = PipelineSchedule(
+            plan.delays, self._program.links, self._program.fed, self._strategy.placement, self._version
+        )
+        began = time.perf_counter()
+        if self._sink is not None:
+            self._sink(Event("plan", "pipelined", data=plan.to_dict()))
+        options = EngineOptions(
+            lanes={lane: plan.threads_per_worker for lane in self._clock.lanes()},
+            sink=self._sink,
+            clock=lambda: time.perf_counter() - began,
+            watchdog_seconds=self._settings.watchdog_seconds,
+            disturb=self._disturb,
+            versions={f"W{i}": self._version for i in range(1, len(stages) + 1)},
+        )
+        make = InlineEngine if self._strategy.engine == "inline" else ThreadsEngine
+        self._engine = make(self._program, Store(), options)
+
+    def _bring(self, number: int, parts: int, x: Any, y: Any) -> None:
+        whole = batch_size(x)
+        for index, (part_x, part_y, size) in enumerate(split_parts(x, y, whole, parts)):
+            fed = Fed(self._planned.bind_inputs(part_x), part_y, size / whole if parts > 1 else 1.0)
+            self._program.bring(number, index, fed)
+
+    def _forget(self) -> None:
+        """Drop what finished batches held."""
+        assert self._engine is not None
+        while self._updates and self._engine.is_done(self._updates[0][1]):
+            number, _ = self._updates.popleft()
+            self._program.batches.pop(number, None)
+
+
+def autocast_of(settings: Settings) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast context of a forward pass; without its weight cache, which threads would share."""
+    if settings.precision == "float32":
+        return nullcontext
+    device = torch.device(settings.device).type
+    return lambda: torch.autocast(device, torch.bfloat16, cache_enabled=False)
+
+
+def split_parts(x: Any, y: Any, samples: int, parts: int) -> list[tuple[Any, Any, int]]:
+    """``parts`` micro-batches by ``torch.tensor_split`` along dimension 0, with the samples of each."""
+    if parts == 1:
+        return [(x, y, samples)]
+    ends = torch.arange(samples).tensor_split(parts)
+    bounds = [(int(piece[0]), int(piece[-1]) + 1) for piece in ends]
+
+    def cut(value: Any, start: int, stop: int) -> Any:
+        def one(tensor: Tensor) -> Tensor:
+            if not tensor.dim() or tensor.shape[0] != samples:
+                raise DataError(
+                    f"a tensor of shape {tuple(tensor.shape)} cannot be cut into micro-batches of {samples} samples",
+                    hint="give every tensor of the batch the batch size as first dimension, or set accumulate=1",
+                )
+            return tensor[start:stop]
+
+        return map_tensors(one, value)
+
+    return [(cut(x, a, b), cut(y, a, b), b - a) for a, b in bounds]
