@@ -76,6 +76,7 @@ def test_batches_before_the_start_are_not_read() -> None:
     assert len(data.read) == 8
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12+ warns where torch has threads
 def test_workers_change_nothing_and_the_global_generator_stays() -> None:
     before = torch.get_rng_state()
     alone = targets(as_loader(PAIRS, batch_size=5, seed=1).iterate(0))
