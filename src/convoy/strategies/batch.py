@@ -30,15 +30,19 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     )
 
 
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments for the model: those of a mapping, of a tuple or list, or ``x`` alone."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    if isinstance(x, (tuple, list)):
+        return tuple(x), {}
+    return (x,), {}
+
+
 def call(model: Callable[..., Any], x: Any) -> Any:
     """``model(**x)`` for a mapping, ``model(*x)`` for a tuple or list, else ``model(x)``."""
-    if isinstance(x, torch.Tensor):
-        return model(x)
-    if isinstance(x, Mapping):
-        return model(**x)
-    if isinstance(x, (tuple, list)):
-        return model(*x)
-    return model(x)
+    args, kwargs = arguments(x)
+    return model(*args, **kwargs)
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -129,4 +133,6 @@ def prepare_model(
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
                     state[key] = value.to(parameter.device)
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for weight in model.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)

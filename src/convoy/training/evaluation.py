@@ -1,0 +1,111 @@
+"""Loss and accuracy of a model on data it does not train on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from convoy.errors import DataError
+from convoy.strategies.base import Loss, Settings
+from convoy.strategies.batch import batch_size, call, channels_last, split_batch, to_device
+
+_TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean loss per sample, share of samples classified right (None where that makes no sense), and samples."""
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "accuracy": self.accuracy, "samples": self.samples}
+
+
+def evaluate(model: nn.Module, loss: Loss, loader: Iterable[Any], settings: Settings, threads: int) -> Evaluation:
+    """Run ``model`` in eval mode over ``loader`` with ``threads`` intra-op threads; its flags are restored."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    samples, correct_sum, loss_sum = 0, 0, 0.0
+    classified = True
+    with eval_mode(model), intra_op_threads(threads), torch.no_grad(), autocast(device, settings):
+        for batch in loader:
+            x, y = split_batch(batch)
+            count = batch_size(x)
+            x, y = to_device(x, device), to_device(y, device)
+            output = call(model, channels_last(x) if settings.channels_last else x)
+            loss_sum += float(loss(output, y)) * count
+            samples += count
+            correct = count_correct(output, y) if classified else None
+            classified = correct is not None
+            correct_sum += correct or 0
+    if samples == 0:
+        raise DataError("the loader for evaluation yields no samples", hint="check its data set and batch size")
+    return Evaluation(loss_sum / samples, correct_sum / samples if classified else None, samples)
+
+
+def count_correct(output: Any, target: Any) -> int | None:
+    """Samples whose largest output is the target, where ``output`` is (or holds as ``logits`` or first) a tensor
+    [N, C] and ``target`` (or its "labels") integers [N]; else None."""
+    scores = scores_of(output)
+    labels = labels_of(target)
+    if scores is None or labels is None or scores.dim() != 2 or labels.dim() != 1 or len(scores) != len(labels):
+        return None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return None
+    return int((scores.argmax(1) == labels).sum())
+
+
+def scores_of(output: Any) -> torch.Tensor | None:
+    """The class scores in what a model returned: the tensor itself, ``logits``, or the first of a tuple."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    if isinstance(output, (tuple, list)) and output:
+        return scores_of(output[0])
+    return None
+
+
+def labels_of(target: Any) -> torch.Tensor | None:
+    if isinstance(target, Mapping):
+        target = next((target[key] for key in _TARGET_KEYS if key in target), None)
+    return target if isinstance(target, torch.Tensor) else None
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode; every module gets its own flag back (a frozen BatchNorm stays as it was)."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, settings: Settings) -> contextlib.AbstractContextManager[Any]:
+    if settings.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
