@@ -1,0 +1,62 @@
+"""Trains ordinary PyTorch CNNs under strategies for parallel hardware.
+
+Public names are loaded when they are first used, so that ``import convoy`` does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convoy.data import open_data as open_data
+    from convoy.errors import ConvoyError as ConvoyError
+    from convoy.strategies.base import Settings as Settings
+    from convoy.strategies.base import Strategy as Strategy
+    from convoy.strategies.pipelined import Pipelined as Pipelined
+    from convoy.strategies.sequential import Sequential as Sequential
+    from convoy.training.callbacks import EarlyStopping as EarlyStopping
+    from convoy.training.callbacks import KeepBest as KeepBest
+    from convoy.training.history import History as History
+    from convoy.training.trainer import Trainer as Trainer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConvoyError": "convoy.errors",
+    "EarlyStopping": "convoy.training.callbacks",
+    "History": "convoy.training.history",
+    "KeepBest": "convoy.training.callbacks",
+    "Pipelined": "convoy.strategies.pipelined",
+    "Sequential": "convoy.strategies.sequential",
+    "Settings": "convoy.strategies.base",
+    "Strategy": "convoy.strategies.base",
+    "Trainer": "convoy.training.trainer",
+    "open_data": "convoy.data",
+}
+__all__ = [  # noqa: F822 - loaded by __getattr__
+    "ConvoyError",
+    "EarlyStopping",
+    "History",
+    "KeepBest",
+    "Pipelined",
+    "Sequential",
+    "Settings",
+    "Strategy",
+    "Trainer",
+    "__version__",
+    "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'convoy' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
