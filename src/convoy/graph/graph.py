@@ -10,10 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from convoy.errors import InternalError
 
 if TYPE_CHECKING:
+    import torch
     import torch.fx
+
+    from convoy.graph.signature import Signature
+    from convoy.graph.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Node:
     layer: int | None = None
     is_projection: bool = False
     line: str = ""
+    scope: str = ""  # the module in whose forward the call is written ("" for the model itself)
     cost: Cost | None = None
 
     @property
@@ -96,6 +103,11 @@ class Graph:
     glued: tuple[tuple[str, str], ...] = ()
     captured_by: str = "fx"  # "fx", "fx with coarse leaves", "export"
     notes: tuple[str, ...] = ()  # what a person should know: leaves that stayed whole, baked conditions
+    signature: Signature | None = None  # how a batch becomes values by input name
+    output: Structure | None = None  # how the values that the output node names become what the model returns
+    derived_weights: tuple[str, ...] = ()  # nodes whose weight is computed in the forward pass (weight_norm ...)
+    parameters: Mapping[str, torch.nn.Parameter] = field(default_factory=dict, repr=False)  # the user's own objects
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
@@ -106,9 +118,20 @@ class Graph:
         return {node.name: index for index, node in enumerate(self.nodes)}
 
     @cached_property
+    def last_use(self) -> Mapping[str, int]:
+        """The position of the last node that reads each value."""
+        return {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
+
+    @cached_property
     def layers(self) -> tuple[Node, ...]:
         """The numbered layers in order; ``layers[p - 1]`` is layer p."""
         return tuple(sorted((n for n in self.nodes if n.layer is not None), key=lambda n: n.layer or 0))
+
+    def bind(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+        """A batch as values by input name. Raises ``DataError`` when it is built otherwise than the captured one."""
+        if self.signature is None:
+            raise InternalError("a graph that was not captured cannot take a batch")
+        return self.signature.bind(args, kwargs)
 
     def with_costs(self, costs: Mapping[str, Cost]) -> Graph:
         """The same graph with ``costs`` (by node name) put in."""
