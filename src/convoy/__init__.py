@@ -34,7 +34,7 @@ _HOME = {
     "Trainer": "convoy.training.trainer",
     "open_data": "convoy.data",
 }
-__all__ = [  # noqa: F822 - loaded by __getattr__
+__all__ = [
     "ConvoyError",
     "EarlyStopping",
     "History",
