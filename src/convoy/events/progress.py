@@ -152,6 +152,10 @@ class Progress:
         self._bar.add_task("starting", total=self._batches, numbers="")
         self._bar.start()
 
+    def say(self, text: str) -> None:
+        """Lines that stay, above the live one."""
+        self._print(text)
+
     def _print(self, line: str) -> None:
         if self._console is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

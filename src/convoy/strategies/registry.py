@@ -12,6 +12,7 @@ from convoy.strategies.base import Strategy
 
 STRATEGIES = {
     "sequential": "convoy.strategies.sequential:Sequential",
+    "pipelined": "convoy.strategies.pipelined:Pipelined",
 }
 
 

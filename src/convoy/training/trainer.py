@@ -98,6 +98,11 @@ class Trainer:
         return self._state.history
 
     @property
+    def plan(self) -> Any:
+        """What the strategy decided, while ``fit`` runs and once the first batch was seen; else None."""
+        return None if self._loop is None else self._loop.step.plan()
+
+    @property
     def run_path(self) -> Path | None:
         """The run's folder, once ``fit`` made it or ``load`` found it."""
         return None if self._run is None else self._run.path
