@@ -60,7 +60,7 @@ class ThreadsEngine:
                     self._pending.add(action)
                     self._queues[lane].append(action)
             if lane == DRIVER:
-                perform(self._program, self._store, lane, action, self._options)
+                self._carry_out(lane, action)
                 with self._changed:
                     self._board.finish(action)
         with self._changed:
@@ -127,6 +127,9 @@ class ThreadsEngine:
 
     # --- a worker's side -----------------------------------------------------------------------------------
 
+    def _carry_out(self, lane: str, action: Action) -> None:
+        perform(self._program, self._store, lane, action, self._options)
+
     def _work(self, lane: str, threads: int) -> None:
         torch.set_num_threads(threads)  # holds for this thread's parallel regions
         queue, board, changed = self._queues[lane], self._board, self._changed
@@ -140,7 +143,7 @@ class ThreadsEngine:
             try:
                 if self._options.disturb is not None:
                     self._options.disturb(lane, action)
-                perform(self._program, self._store, lane, action, self._options)
+                self._carry_out(lane, action)
             except BaseException as cause:
                 with changed:
                     if self._failure is None:

@@ -21,7 +21,7 @@ from convoy.errors import InternalError
 from convoy.graph.random import keyed
 from convoy.graph.split import Segment
 from convoy.schedule.action import Action, Ref
-from convoy.strategies.batch import detach
+from convoy.strategies.batch import detach, to_device
 from convoy.strategies.pipelined.current import CurrentWeights
 from convoy.strategies.pipelined.optimizer import Hyper, StageOptimizer
 
@@ -69,8 +69,16 @@ class Fed:
 class Stage:
     """One segment of the model with its optimizer and its place among the others."""
 
-    def __init__(self, index: int, segment: Segment, producers: Mapping[str, int], optimizer: StageOptimizer) -> None:
+    def __init__(
+        self,
+        index: int,
+        segment: Segment,
+        producers: Mapping[str, int],
+        optimizer: StageOptimizer,
+        device: torch.device | None = None,
+    ) -> None:
         self.index = index
+        self.device = device  # where there are several; None: values stay where they are
         self.segment = segment
         self.optimizer = optimizer
         self.producer_of = {name: producers[name] for name in segment.inputs}
@@ -143,7 +151,7 @@ class PipelineProgram:
             current.hooks() if current is not None else nullcontext(),
         ):
             outputs = stage.segment.module(*(values[name] for name in stage.segment.inputs))
-            loss = self._loss(outputs, fed.target) if stage.index == self._last and fed is not None else None
+            loss = self._loss(outputs, _to(fed.target, stage.device)) if stage.index == self._last and fed is not None else None
         kept = Kept(received, {})
         if loss is not None:
             assert fed is not None
@@ -175,7 +183,7 @@ class PipelineProgram:
         for ref in action.reads:
             if ref.name[0] == "i":
                 fed = store.take(ref)
-                values.update({n: fed.values[n] for n in self._wanted.get((0, stage.index), ())})
+                values.update({n: _to(fed.values[n], stage.device) for n in self._wanted.get((0, stage.index), ())})
             elif ref.name[0] == "x":
                 producer = int(ref.name[1:].partition(">")[0])
                 handed: Handed = store.take(ref)
@@ -183,6 +191,7 @@ class PipelineProgram:
                 for name, value, flag in zip(
                     self._wanted[producer, stage.index], handed.tensors, handed.needs_grad, strict=True
                 ):
+                    value = _to(value, stage.device)
                     leaf = value.detach().requires_grad_() if flag else value
                     values[name] = leaf
                     leaves.append(leaf if flag else None)
@@ -197,7 +206,8 @@ class PipelineProgram:
             if ref.name[0] == "s":
                 kept = store.take(ref)
             elif ref.name[0] == "g":
-                gradients[int(ref.name[1:].partition(">")[0])] = store.take(ref)
+                sent_back = store.take(ref)
+                gradients[int(ref.name[1:].partition(">")[0])] = [_to(t, stage.device) for t in sent_back]
         if kept is None:
             raise InternalError(f"{action.label} has nothing kept from its forward pass")
         roots, seeds = _roots(kept, gradients)
@@ -250,3 +260,8 @@ def _roots(kept: Kept, gradients: Mapping[int, Sequence[Tensor | None]]) -> tupl
                 assert earlier is not None
                 seeds[place] = earlier + gradient
     return roots, seeds
+
+
+def _to(value: Any, device: torch.device | None) -> Any:
+    """``value`` on ``device``; as it is where there is only one."""
+    return value if device is None or value is None else to_device(value, device)

@@ -16,6 +16,7 @@ from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.inline import InlineEngine
 from convoy.engines.interrupts import uninterrupted
 from convoy.engines.program import Store
+from convoy.engines.streams import Cuda, StreamsEngine
 from convoy.engines.threads import ThreadsEngine
 from convoy.errors import DataError, InternalError
 from convoy.events.event import Event, Sink
@@ -24,6 +25,7 @@ from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size, channels_last, map_tensors, prepare_model, to_device
 from convoy.strategies.pipelined.clock import PipelineSchedule
+from convoy.strategies.pipelined.devices import current, gather, spread
 from convoy.strategies.pipelined.optimizer import StageOptimizer, check, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import Planned, plan_pipeline
@@ -114,6 +116,7 @@ class PipelinedStep:
         self._closed = True
         if self._engine is not None:
             self._engine.close()
+            gather(self._model, self._settings.device)
 
     def state(self) -> Mapping[str, Any]:
         if self._pending:
@@ -157,9 +160,10 @@ class PipelinedStep:
         segments = self._planned.segments
         producers = {name: 0 for name in self._planned.inputs}
         producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
+        devices = spread(segments, self._settings.device)
         stages = [
-            Stage(i, segment, producers, StageOptimizer(self._optimizer, segment.parameters.values()))
-            for i, segment in enumerate(segments, 1)
+            Stage(i, segment, producers, StageOptimizer(self._optimizer, segment.parameters.values()), device)
+            for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1)
         ]
         plan = self._planned.plan
         self._program = PipelineProgram(
@@ -184,8 +188,14 @@ class PipelinedStep:
             disturb=self._disturb,
             versions={f"W{i}": self._version for i in range(1, len(stages) + 1)},
         )
-        make = InlineEngine if self._strategy.engine == "inline" else ThreadsEngine
-        self._engine = make(self._program, Store(), options)
+        if self._strategy.engine == "inline":
+            self._engine = InlineEngine(self._program, Store(), options)
+        elif torch.device(self._settings.device).type == "cuda" and self._strategy.engine != "threads":
+            lanes = {self._clock.lane(kind, i): d for i, d in enumerate(devices, 1) for kind in "FB"}
+            indices = {lane: d.index if d is not None else current(self._settings.device) for lane, d in lanes.items()}
+            self._engine = StreamsEngine(self._program, Store(), options, Cuda(indices))
+        else:
+            self._engine = ThreadsEngine(self._program, Store(), options)
 
     def _bring(self, number: int, parts: int, x: Any, y: Any) -> None:
         whole = batch_size(x)

@@ -15,7 +15,7 @@ from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.pipelined.clock import CLOCKS, PLACEMENTS
 from convoy.strategies.pipelined.step import PipelinedStep
 
-ENGINES = ("auto", "inline", "threads")
+ENGINES = ("auto", "inline", "threads", "streams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Pipelined(Strategy):
     nothing is said), ``cuts`` (module names, each the first of the next stage) or ``ppv`` (layer numbers after which
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
     (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a
-    mini-batch enters in. ``engine``: "threads", "inline" (one thread: the oracle) or "auto".
+    mini-batch enters in. ``engine``: "threads", "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
 
     Raises OptionError for values that make no sense alone or together.
     """
