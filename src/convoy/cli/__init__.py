@@ -1,0 +1,1 @@
+"""The command ``convoy``: one file per verb, results on stdout, everything else on stderr."""

@@ -1,0 +1,171 @@
+"""Everything that ``convoy train`` can be told, once: as options of the command and as keys of ``run.toml``.
+
+An option ``--batch-size 128`` is the key ``batch_size = 128``. The command line goes before the file, the file before
+the defaults. Options of the command line arrive as text; both ways the same rules check them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from convoy.cli.complaint import complaint
+from convoy.errors import InputError, OptionError
+
+
+def _listed(value: Any) -> Any:
+    """``"a,b"`` as ``["a", "b"]``; lists and the rest stay."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _saving(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def _option(group: str, text: str, default: Any = None, *, of: str = "", value: str = "", **rules: Any) -> Any:
+    """A field: the group in the help, the help's text, the strategies it belongs to (none: all), its placeholder."""
+    extra: Any = {"group": group, "of": of.split(), "value": value}
+    return Field(default, description=text, json_schema_extra=extra, **rules)
+
+
+class TrainConfig(BaseModel):
+    """A run as it was asked for. ``config.toml`` of a run folder holds exactly this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    model: str = _option("What", "A network by name, or your own as module:callable.", "", value="NAME")
+    data: str = _option(
+        "What",
+        "digits, mnist, cifar10, cifar100 or folder; :DIR says where the files are.",
+        "digits",
+        value="KIND[:DIR]",
+    )
+    weights: str | None = _option("What", "Begin with these weights: a safetensors file or a run folder.", value="PATH")
+    image_size: Count | None = _option("What", "Resize images to so many pixels a side.", value="N")
+    augment: bool | None = _option("What", "Random crops and flips. By default for the CIFARs only.")
+    limit: Count | None = _option("What", "Use only so many samples of each part, drawn by the seed.", value="N")
+
+    epochs: Count = _option("Training", "Passes over the training data.", 10, value="N")
+    batch_size: Count = _option("Training", "Samples in a mini-batch.", 64, value="N")
+    optimizer: Literal["sgd", "adamw"] = _option("Training", "The rule for updates.", "sgd")
+    lr: Positive = _option("Training", "Learning rate; with a schedule, the highest.", 0.05, value="X")
+    momentum: Share = _option("Training", "Momentum of sgd.", 0.9, value="X")
+    nesterov: bool = _option("Training", "Nesterov's form of momentum.", False)
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _option(
+        "Training", "Pull of the weights towards zero.", 5e-4, value="X"
+    )
+    lr_schedule: Literal["constant", "cosine", "one-cycle", "step"] = _option(
+        "Training", "Course of the learning rate; step divides it by 10 after 1/2 and 3/4 of the epochs.", "cosine"
+    )
+    clip: Positive | None = _option("Training", "Bound on the norm of the gradient, per stage.", value="X")
+    keep_best: bool = _option("Training", "End with the weights of the best epoch.", False)
+    early_stopping: Count | None = _option(
+        "Training", "Stop after so many epochs without a lower validation loss.", value="N"
+    )
+
+    strategy: str = _option("Strategy", "How the work is spread: {strategies}.", "sequential", value="NAME")
+    stages: int | None = _option(
+        "Strategy", "Stages, cut where their measured cost is balanced.", of="pipelined", value="N"
+    )
+    cuts: Names | None = _option(
+        "Strategy", "Instead: the modules that begin stages 2, 3, …", of="pipelined", value="NAME,…"
+    )
+    ppv: Numbers | None = _option("Strategy", "Instead: the layers after which to cut.", of="pipelined", value="N,…")
+    placement: str | None = _option(
+        "Strategy", "A worker per stage, or one for its forward and one for its backward passes.",
+        of="pipelined", value="colocated|split",
+    )  # fmt: skip
+    clock: str | None = _option(
+        "Strategy", "When a stage works on which batch: as published, or with half the staleness.",
+        of="pipelined", value="registers|1f1b",
+    )  # fmt: skip
+    slack: int | None = _option(
+        "Strategy", "More batches in flight than the 1f1b clock needs, against waiting.", of="pipelined", value="N"
+    )
+    accumulate: int | None = _option(
+        "Strategy", "Micro-batches that a mini-batch enters in.", of="pipelined", value="N"
+    )
+    engine: str | None = _option(
+        "Strategy", "What runs the workers: threads, or all in one (the oracle).",
+        of="pipelined", value="auto|inline|threads",
+    )  # fmt: skip
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = _option("Machine", "Keys all that is drawn by chance.", 0, value="N")
+    precision: Literal["float32", "bfloat16"] = _option("Machine", "Numbers that passes compute with.", "float32")
+    device: str = _option("Machine", "cpu, cuda, cuda:1, …", "cpu", value="NAME")
+    threads: Count | None = _option("Machine", "Cores to use in all. By default all there are.", value="N")
+
+    run_dir: str = _option("Run", "Where the run's folder is made.", "runs", value="DIR")
+    name: str | None = _option("Run", "Its name. By default date, model and strategy.", value="NAME")
+    save_every: Annotated[Literal["epoch", "end"] | Count, BeforeValidator(_saving)] = _option(
+        "Run", "When to save: every epoch, every so many mini-batches, or at the end.", "epoch", value="epoch|end|N"
+    )
+    trace: bool = _option("Run", "Record every action, as a trace for Perfetto.", False)
+
+
+def applies(key: str, strategy: str) -> bool:
+    """Whether the option belongs to the strategy (or to all)."""
+    of = about(key)["of"]
+    return not of or strategy in of
+
+
+def about(key: str) -> Mapping[str, Any]:
+    extra = TrainConfig.model_fields[key].json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
+
+
+def strategy_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of the strategy that were given."""
+    keys = (key for key in TrainConfig.model_fields if about(key)["of"])
+    return {key: value for key in keys if (value := getattr(config, key)) is not None}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys of a config file; dashes in them count as underscores. Raises InputError, with a suggestion for an
+    unknown key."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no config file {path}", hint="check the path after --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(f"config file {path} cannot be read: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"config file {path} is no TOML: {error}", hint="mend the line named") from error
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    for key in values:
+        if key not in TrainConfig.model_fields:
+            near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "the keys are those of: convoy train --help"
+            raise OptionError(f"config file {path} has the unknown key {key}", hint=hint)
+    return values
+
+
+def merge(given: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
+    """The config from what the command line gave and a file. Raises OptionError for the first value that is wrong."""
+    from_file = {} if file is None else read_file(file)
+    try:
+        config = TrainConfig(**{**from_file, **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        name = f"--{key.replace('_', '-')}" if key in given else f"{key} in {file}"
+        raise complaint(name, first, TrainConfig.model_fields[key]) from None
+    if not config.model:
+        raise OptionError("no model was named", hint="for example: convoy train lenet5 --data digits")
+    if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
+        raise OptionError("nesterov needs optimizer sgd with a momentum", hint="drop it, or set --momentum 0.9")
+    return config
