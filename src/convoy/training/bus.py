@@ -25,6 +25,7 @@ class Bus:
         self.busy = BusyShares()
         self._callbacks = tuple(callbacks)
         self._waiting: deque[Event] = deque()
+        self._calling = False
         self._out = Window(fan_out([*sinks, self._to_callbacks]), trace=trace)
         self._began = time.perf_counter()
 
@@ -44,10 +45,16 @@ class Bus:
         """An event of the driver, ending now."""
         end = self.now()
         self._out(Event(kind, name, end if start is None else start, end, "", batch, data))
-        while self._waiting:
-            event = self._waiting.popleft()
-            for callback in self._callbacks:
-                callback(event)
+        if self._calling:  # a callback made this event: it comes after those that wait
+            return
+        self._calling = True
+        try:
+            while self._waiting:
+                event = self._waiting.popleft()
+                for callback in self._callbacks:
+                    callback(event)
+        finally:
+            self._calling = False
 
     def decide(self, decision: Decision) -> None:
         self.emit("decision", decision.name, {"cause": decision.cause, **decision.data}, batch=decision.batch)

@@ -48,7 +48,7 @@ class Feed:
         """The batches of ``epoch`` from ``start_batch`` on, where the generators stood as ``now`` says."""
         self.epoch_start = epoch_start
         if start_batch == 0 or epoch_start is None:
-            restore_random_state(now, self.source)
+            restore_random_state(now if epoch_start is None else epoch_start, self.source)
             return self.epoch(epoch)
         if hasattr(self.source, "iterate"):
             batches: Iterator[Any] = iter(self.source.iterate(epoch, start_batch))
