@@ -24,7 +24,8 @@ class Settings:
     ``seed`` keys every random layer. ``precision`` is "float32" or "bfloat16" (autocast). ``clip`` bounds the
     gradient norm per update (per stage where there are stages). ``threads`` are all intra-op threads that may be
     used (None: all cores). ``max_memory`` in bytes, per run. ``trace`` keeps every action as an event.
-    ``watchdog_seconds``: how long nothing may move before the run is declared stalled.
+    ``watchdog_seconds``: how long nothing may move before the run is declared stalled. ``total_steps``: mini-batches
+    of the whole run, for what depends on its length (the Trainer fills it in).
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class Settings:
     max_memory: int | None = None
     trace: bool = False
     watchdog_seconds: float = 300.0
+    total_steps: int | None = None
 
 
 class StepResult(Protocol):

@@ -11,17 +11,21 @@ publication wants just that: backward reads the current version. So saved tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# What autocast and linear layers put between a parameter and what is saved of it.
-_CASTS = frozenset({"ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0"})
+# What autocast, linear layers and predictions put between a parameter and what is saved of it.
+_CASTS = frozenset(
+    {"ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "_AheadBackward"}
+)
 
 
-class _Cast(NamedTuple):
+class _Weight(NamedTuple):
+    """A parameter, or a cast of it, with the geometry in which it was saved."""
+
     parameter: Tensor
     dtype: torch.dtype
     size: tuple[int, ...]
@@ -29,50 +33,71 @@ class _Cast(NamedTuple):
     offset: int
 
 
-class _Versioned(NamedTuple):
+class _Held(NamedTuple):
     tensor: Tensor
     version: int
 
 
-class CurrentWeights:
-    """Context for a stage's forward pass. ``parameters``: the stage's own."""
+def hold(tensor: Tensor) -> _Held:
+    """``tensor`` without a cycle through its own graph, and how often it was written so far."""
+    return _Held(tensor.detach() if tensor.grad_fn is not None else tensor, tensor._version)
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+
+def release(held: _Held) -> Tensor:
+    """The tensor again. Raises RuntimeError, as autograd would, if somebody wrote to it in between."""
+    if held.tensor._version != held.version:
+        raise RuntimeError("a tensor needed for the backward pass was changed in place after it was saved")
+    return held.tensor
+
+
+class CurrentWeights:
+    """Context for a stage's forward pass. ``parameters``: the stage's own.
+
+    ``aliases``: buffers that stand for a parameter in the forward (predictions); ``sources``: what the backward reads
+    in place of a parameter, by its id (estimates).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        aliases: Iterable[tuple[Tensor, Tensor]] = (),
+        sources: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self._by_storage = {p.untyped_storage().data_ptr(): p for p in parameters}
+        self._aliases = {buffer.untyped_storage().data_ptr(): p for buffer, p in aliases}
+        self._sources = sources or {}
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, tensor: Tensor) -> Any:
-        if tensor.untyped_storage().data_ptr() in self._by_storage:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in self._by_storage and not self._sources:
             return tensor.detach()  # the same storage: always the current values
-        if tensor.grad_fn is not None:
-            cast = self._cast_of(tensor)
-            if cast is not None:
-                return cast
-            tensor = tensor.detach()  # no cycle through its own graph
-        return _Versioned(tensor, tensor._version)
+        weight = self._by_storage.get(storage)
+        if weight is None:
+            weight = self._aliases.get(storage)
+        if weight is None and tensor.grad_fn is not None:
+            weight = self._cast_of(tensor)
+        if weight is None:
+            return hold(tensor)
+        return _Weight(weight, tensor.dtype, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, _Versioned):
-            if packed.tensor._version != packed.version:
-                raise RuntimeError(
-                    "one of the tensors needed for the backward pass was changed in place after it was saved"
-                )
-            return packed.tensor
-        if isinstance(packed, _Cast):
-            cast = packed.parameter.detach().to(packed.dtype)
-            return cast.as_strided(packed.size, packed.stride, packed.offset)
+        if isinstance(packed, _Held):
+            return release(packed)
+        if isinstance(packed, _Weight):
+            source = self._sources.get(id(packed.parameter), packed.parameter).detach().to(packed.dtype)
+            return source.as_strided(packed.size, packed.stride, packed.offset)
         assert isinstance(packed, Tensor)
         return packed
 
-    def _cast_of(self, tensor: Tensor) -> _Cast | None:
+    def _cast_of(self, tensor: Tensor) -> Tensor | None:
+        """The parameter of which ``tensor`` is a cast; None if it is something else."""
         node = tensor.grad_fn
         while node is not None and node.name() in _CASTS:
             node = node.next_functions[0][0]
         if node is None or not node.name().endswith("AccumulateGrad"):
             return None
-        leaf = getattr(node, "variable", None)
-        if leaf is None or leaf.untyped_storage().data_ptr() not in self._by_storage:
-            return None
-        return _Cast(leaf, tensor.dtype, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
+        leaf: Tensor | None = getattr(node, "variable", None)
+        return leaf if leaf is not None and leaf.untyped_storage().data_ptr() in self._by_storage else None

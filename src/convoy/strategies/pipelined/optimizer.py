@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,14 +48,45 @@ class StageOptimizer:
         ]
         self.parameters: list[Tensor] = [p for g in self._optimizer.param_groups for p in g["params"]]
 
-    def step(self, hyper: Hyper, clip: float | None) -> None:
-        """Clip the stage's gradient norm, update, forget the gradients."""
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+    def clip(self, norm: float | None) -> None:
+        """Bound the norm of the stage's gradients."""
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, norm)
+
+    def step(self, hyper: Hyper) -> None:
+        """Update with the recorded hyper-parameters and forget the gradients."""
         for group, recorded in zip(self._optimizer.param_groups, hyper, strict=True):
             group.update(recorded)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def spike_step(self, hyper: Hyper, factors: Callable[[float], tuple[float, float]]) -> None:
+        """SGD with spike compensation: v ← m v + g, w ← w - lr (a v + b g) with (a, b) = ``factors(m)``."""
+        for parameters, recorded in self.groups(hyper):
+            a, b = factors(recorded["momentum"])
+            lr, decay = float(recorded["lr"]), recorded["weight_decay"]
+            for p in parameters:
+                if p.grad is None:
+                    continue
+                gradient = p.grad.add(p, alpha=decay) if decay else p.grad
+                state = self.state(p)
+                velocity = state.get("momentum_buffer")
+                if velocity is None:
+                    velocity = state["momentum_buffer"] = torch.zeros_like(p)
+                velocity.mul_(recorded["momentum"]).add_(gradient)
+                p.add_(velocity, alpha=-lr * a).add_(gradient, alpha=-lr * b)
+                p.grad = None
+
+    def groups(self, hyper: Hyper) -> Iterator[tuple[list[Tensor], dict[str, Any]]]:
+        """The stage's parameters by group, with what was recorded for the group."""
+        for group, recorded in zip(self._optimizer.param_groups, hyper, strict=True):
+            yield group["params"], recorded
+
+    def state(self, parameter: Tensor) -> dict[str, Any]:
+        """The optimizer's state of one parameter; the user's own mapping."""
+        state: dict[str, Any] = self._optimizer.state[parameter]
+        return state
 
 
 def mark_stepped(optimizer: Optimizer) -> None:

@@ -35,9 +35,12 @@ class Planned:
     profile: Profile | None = None
 
     def bind_inputs(self, x: Any) -> Mapping[str, Any]:
-        """``x`` as a batch brings it → value name → tensor."""
+        """``x`` as a batch brings it → value name → tensor.
+
+        By order: a node may have another name than the argument (``input`` is taken by Python and becomes ``input_1``).
+        """
         args, kwargs = arguments(x)
-        return self.graph.bind(args, kwargs)
+        return dict(zip(self.inputs, self.graph.bind(args, kwargs).values(), strict=True))
 
 
 def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -22,8 +22,8 @@ from convoy.graph.random import keyed
 from convoy.graph.split import Segment
 from convoy.schedule.action import Action, Ref
 from convoy.strategies.batch import detach, to_device
-from convoy.strategies.pipelined.current import CurrentWeights
-from convoy.strategies.pipelined.optimizer import Hyper, StageOptimizer
+from convoy.strategies.pipelined.optimizer import Hyper
+from convoy.strategies.pipelined.weights import Weights
 
 
 @dataclass(slots=True)
@@ -67,20 +67,20 @@ class Fed:
 
 
 class Stage:
-    """One segment of the model with its optimizer and its place among the others."""
+    """One segment of the model with its weights' policy and its place among the others."""
 
     def __init__(
         self,
         index: int,
         segment: Segment,
         producers: Mapping[str, int],
-        optimizer: StageOptimizer,
+        weights: Weights,
         device: torch.device | None = None,
     ) -> None:
         self.index = index
         self.device = device  # where there are several; None: values stay where they are
         self.segment = segment
-        self.optimizer = optimizer
+        self.weights = weights
         self.producer_of = {name: producers[name] for name in segment.inputs}
         """Value name → the stage that makes it, 0 for the batch itself."""
 
@@ -93,7 +93,6 @@ class PipelineProgram:
         stages: Sequence[Stage],
         loss: Callable[[Any, Any], Tensor],
         *,
-        delays: Sequence[int],
         seed: int,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         clip: float | None = None,
@@ -103,10 +102,6 @@ class PipelineProgram:
         self._loss, self._seed, self._autocast, self._clip = loss, seed, autocast, clip
         self._last = len(stages)
         self._fed: dict[tuple[int, int], Fed] = {}
-        self._current = {
-            str(stage.index): CurrentWeights(stage.segment.parameters.values()) if delay else None
-            for stage, delay in zip(stages, delays, strict=True)
-        }
         # consumer → names it wants of each producer, in the consumer's own order
         self._wanted: dict[tuple[int, int], list[str]] = {}
         for stage in stages:
@@ -143,20 +138,16 @@ class PipelineProgram:
     def _forward(self, action: Action, store: Store) -> int:
         stage = self.stages[action.subject]
         values, received, fed = self._gather(stage, action, store)
-        current = self._current[action.subject]
-        with (
-            torch.enable_grad(),
-            self._autocast(),
-            keyed(self._seed, action.batch, action.part),
-            current.hooks() if current is not None else nullcontext(),
-        ):
-            outputs = stage.segment.module(*(values[name] for name in stage.segment.inputs))
+        batch = self.batches[action.batch]
+        unit = (action.batch, action.part)
+        with torch.enable_grad(), self._autocast(), keyed(self._seed, *unit):
+            inputs = tuple(values[name] for name in stage.segment.inputs)
+            outputs = stage.weights.run(unit, batch.hyper, inputs)
             loss = self._loss(outputs, _to(fed.target, stage.device)) if stage.index == self._last and fed is not None else None
         kept = Kept(received, {})
         if loss is not None:
             assert fed is not None
             kept.loss, kept.share = loss, fed.share
-            batch = self.batches[action.batch]
             batch.losses.append(loss.detach() * fed.share if fed.share != 1.0 else loss.detach())
             batch.outputs.append(detach(outputs))
         moved = 0
@@ -211,8 +202,11 @@ class PipelineProgram:
         if kept is None:
             raise InternalError(f"{action.label} has nothing kept from its forward pass")
         roots, seeds = _roots(kept, gradients)
+        unit = (action.batch, action.part)
+        stage.weights.before_backward(unit)
         if roots:
             torch.autograd.backward(roots, seeds)
+        stage.weights.after_backward(unit)
         moved = 0
         for ref in action.writes:
             if ref.name[0] == "g":
@@ -227,7 +221,7 @@ class PipelineProgram:
     def _update(self, action: Action, store: Store) -> int:
         stage = self.stages[action.subject]
         store.take(Ref(f"u{action.subject}", action.batch))
-        stage.optimizer.step(self.batches[action.batch].hyper, self._clip)
+        stage.weights.update(action.batch, self.batches[action.batch].hyper, self._clip)
         return 0
 
 

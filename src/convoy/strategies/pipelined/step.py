@@ -25,12 +25,14 @@ from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size, channels_last, map_tensors, prepare_model, to_device
 from convoy.strategies.pipelined.clock import PipelineSchedule
+from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.devices import current, gather, spread
 from convoy.strategies.pipelined.optimizer import StageOptimizer, check, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import Planned, plan_pipeline
 from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
 from convoy.strategies.pipelined.result import PipelinedResult
+from convoy.strategies.pipelined.weights import policy
 
 if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
@@ -51,6 +53,7 @@ class PipelinedStep:
         keep_schedule: bool = False,
     ) -> None:
         check(optimizer)
+        Corrections.parse(strategy.correction).check(optimizer, strategy.accumulate, settings.total_steps)
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
@@ -161,15 +164,17 @@ class PipelinedStep:
         producers = {name: 0 for name in self._planned.inputs}
         producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
         devices = spread(segments, self._settings.device)
-        stages = [
-            Stage(i, segment, producers, StageOptimizer(self._optimizer, segment.parameters.values()), device)
-            for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1)
-        ]
         plan = self._planned.plan
+        corrections = Corrections.parse(self._strategy.correction)
+        stages = []
+        for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1):
+            optimizer = StageOptimizer(self._optimizer, segment.parameters.values())
+            delay = plan.delays[i - 1] / self._strategy.accumulate
+            weights = policy(segment, optimizer, delay, corrections, self._settings.total_steps)
+            stages.append(Stage(i, segment, producers, weights, device))
         self._program = PipelineProgram(
             stages,
             self._loss,
-            delays=plan.delays,
             seed=self._settings.seed,
             autocast=autocast_of(self._settings),
             clip=self._settings.clip,

@@ -13,6 +13,7 @@ from convoy.errors import OptionError
 from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.pipelined.clock import CLOCKS, PLACEMENTS
+from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.step import PipelinedStep
 
 ENGINES = ("auto", "inline", "threads", "streams")
@@ -26,7 +27,8 @@ class Pipelined(Strategy):
     nothing is said), ``cuts`` (module names, each the first of the next stage) or ``ppv`` (layer numbers after which
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
     (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a
-    mini-batch enters in. ``engine``: "threads", "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
+    mini-batch enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
+    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``engine``: "threads", "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
 
     Raises OptionError for values that make no sense alone or together.
     """
@@ -40,6 +42,7 @@ class Pipelined(Strategy):
     clock: str = "registers"
     slack: int = 0
     accumulate: int = 1
+    correction: str | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Pipelined(Strategy):
             raise OptionError(f"slack={self.slack} is only for clock '1f1b'", hint="add clock='1f1b' or drop slack")
         if self.accumulate < 1:
             raise OptionError(f"accumulate is {self.accumulate}", hint="give 1 (whole mini-batches) or more")
+        Corrections.parse(self.correction)
 
     @staticmethod
     def _check_ppv(ppv: tuple[int, ...]) -> None:
