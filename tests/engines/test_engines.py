@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -9,7 +10,7 @@ from convoy.engines.engine import Engine, EngineOptions
 from convoy.engines.inline import InlineEngine
 from convoy.engines.program import Store
 from convoy.engines.threads import ThreadsEngine
-from convoy.errors import InternalError, Stalled, WorkerFailed
+from convoy.errors import InternalError, RunError, Stalled, WorkerFailed
 from convoy.events.event import Event
 from convoy.schedule.action import Action, Ref
 from convoy.schedule.schedule import Schedule
@@ -142,6 +143,84 @@ def test_the_watchdog_says_who_waits_for_what() -> None:
         engine.submit(WORK)
         engine.settle()
     release.set()
+    engine.close()
+
+
+def failing(label: str) -> Callable[[str, Action], None]:
+    def disturb(lane: str, action: Action) -> None:
+        if action.label == label:
+            raise ValueError("bad weather")
+
+    return disturb
+
+
+def test_inline_fails_as_threads_do_and_stays_failed() -> None:
+    engine = start(InlineEngine, Toy(), Store(), disturb=failing("F2.1"))
+    for _ in range(2):
+        with pytest.raises(WorkerFailed, match="worker 2 failed in the forward of batch 1 at stage 2: .*bad wea") as e:
+            engine.submit(WORK)
+        assert ">F2.1<" in e.value.grid
+    with pytest.raises(WorkerFailed):
+        engine.settle()
+
+
+def test_what_was_done_before_a_failure_stays_readable() -> None:
+    engine = start(ThreadsEngine, Toy(), Store(), disturb=failing("F2.1"))
+    engine.submit(WORK)
+    with pytest.raises(WorkerFailed):
+        engine.settle()
+    engine.wait(next(a for _, a in WORK if a.label == "F2.0"))
+    with pytest.raises(WorkerFailed):
+        engine.wait(next(a for _, a in WORK if a.label == "F2.1"))
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", [InlineEngine, ThreadsEngine])
+def test_a_closed_engine_says_so_at_once(kind: type) -> None:
+    engine = start(kind, Toy(), Store())
+    engine.close()
+    with pytest.raises(RunError, match="stopped before"):
+        engine.submit(WORK)
+
+
+def test_waiting_for_what_will_never_be_done_raises_at_once() -> None:
+    release = threading.Event()
+    engine = start(ThreadsEngine, Toy(), Store(), disturb=lambda lane, action: release.wait(5) and None)
+    engine.submit(WORK)
+    engine.abandon()
+    release.set()
+    began = time.perf_counter()
+    with pytest.raises(RunError, match="stopped before"):
+        engine.settle()
+    assert time.perf_counter() - began < 1.0
+    engine.close()
+
+
+def test_the_watchdog_does_not_count_pauses_of_the_driver() -> None:
+    def disturb(lane: str, action: Action) -> None:
+        if action.label == "F1.0":
+            time.sleep(0.6)  # longer than the driver polls, shorter than the watchdog
+
+    engine = start(ThreadsEngine, Toy(), Store(), disturb=disturb, watchdog_seconds=1.2)
+    time.sleep(0.9)
+    engine.submit(WORK)
+    engine.settle()
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", [InlineEngine, ThreadsEngine])
+def test_a_late_failure_is_drawn_with_its_neighbourhood(kind: type) -> None:
+    entries = [
+        Schedule.parse(f"worker 1 | F 1 {t}.0 : W1@{t} => \nworker 1 | U 1 {t}.0 : W1@{t} => W1@{t + 1}")
+        for t in range(400)
+    ]
+    engine = start(kind, Toy(), Store(), disturb=failing("F1.300"))
+    with pytest.raises(WorkerFailed) as e:
+        for pair in entries:
+            engine.submit(pair)
+        engine.settle()
+    row = e.value.grid.splitlines()[1].split()[2:]
+    assert row[:5] == [*(f"F1.{t}" for t in range(296, 300)), ">F1.300<"] and len(row) <= 9
     engine.close()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 from convoy.engines.program import Program, Store
-from convoy.errors import InternalError
+from convoy.errors import ConvoyError, InternalError, RunError, WorkerFailed
 from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
-from convoy.schedule.schedule import Entry
+from convoy.schedule.schedule import Entry, Schedule
+from convoy.schedule.walk import grid
 
 Disturb: TypeAlias = Callable[[str, Action], None]
 """Called in a lane before each action; tests delay or break workers with it."""
@@ -40,7 +41,7 @@ class Engine(Protocol):
         ...
 
     def wait(self, action: Action) -> None:
-        """Return when ``action`` is done. Raises WorkerFailed, Stalled."""
+        """Return when ``action`` is done. Raises WorkerFailed, Stalled; RunError when the engine was closed before."""
         ...
 
     def is_done(self, action: Action) -> bool: ...
@@ -51,6 +52,10 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop the workers, unfinished work included. May be called twice."""
+        ...
+
+    def abandon(self) -> None:
+        """Tell the workers to stop without waiting for them: nobody will use the engine any more."""
         ...
 
 
@@ -77,3 +82,32 @@ def perform(program: Program, store: Store, lane: str, action: Action, options: 
             "bytes": moved,
         }
         options.sink(Event("action", action.label, start, end, lane, action.batch, data))
+
+
+Failure: TypeAlias = "tuple[str, Action, BaseException]"
+"""The lane that failed, what it was doing, and what was raised."""
+
+_COLUMNS = 4  # cycles drawn before and after the one that failed
+
+_WORDS = {"F": "forward", "B": "backward", "U": "update"}
+
+
+def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
+    """Raise what stopped the run: convoy's own errors as they are, others as WorkerFailed with the schedule drawn.
+
+    ``recent``: the last entries submitted, in program order.
+    """
+    lane, action, cause = failure
+    if isinstance(cause, ConvoyError):
+        raise cause
+    raise WorkerFailed(
+        f"{lane} failed in the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} "
+        f"at stage {action.subject}: {type(cause).__name__}: {cause}",
+        action=action.label,
+        grid=grid(Schedule(list(recent)), mark=action, tail=True, around=_COLUMNS),
+    ) from cause
+
+
+def closed() -> RunError:
+    """What a caller gets who asks a closed engine for more."""
+    return RunError("the workers were stopped before this was done", hint="drain before you close")

@@ -18,7 +18,8 @@ class uninterrupted:
     def __enter__(self) -> Self:
         self._pending: tuple[int, FrameType | None] | None = None
         self._previous: Any = None
-        self._active = threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread()
+        self._active = main and signal.getsignal(signal.SIGINT) is not None  # None: set by C, could not be put back
         if self._active:
             self._previous = signal.signal(signal.SIGINT, self._keep)
         return self
@@ -27,8 +28,12 @@ class uninterrupted:
         if not self._active:
             return
         signal.signal(signal.SIGINT, self._previous)
-        if self._pending is not None and callable(self._previous):
+        if self._pending is None:
+            return
+        if callable(self._previous):
             self._previous(*self._pending)
+        else:  # the system's own way of dealing with it
+            signal.raise_signal(self._pending[0])
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         self._pending = (number, frame)

@@ -13,13 +13,12 @@ from collections.abc import Iterable
 
 import torch
 
-from convoy.engines.engine import EngineOptions, perform
+from convoy.engines.engine import EngineOptions, Failure, closed, perform, raise_failure
 from convoy.engines.program import Program, Store
-from convoy.errors import ConvoyError, Stalled, WorkerFailed
+from convoy.errors import Stalled
 from convoy.schedule.action import Action
-from convoy.schedule.schedule import DRIVER, Entry, Schedule
+from convoy.schedule.schedule import DRIVER, Entry
 from convoy.schedule.scoreboard import Scoreboard
-from convoy.schedule.walk import Deadlock, grid
 
 _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 
@@ -38,7 +37,7 @@ class ThreadsEngine:
         self._recent: deque[Entry] = deque(maxlen=options.history)
         self._changed = threading.Condition()
         self._moved_at = options.clock()
-        self._failure: tuple[str, Action, BaseException] | None = None
+        self._failure: Failure | None = None
         self._stop = False
         self._threads_before = torch.get_num_threads()
         self._workers = [
@@ -51,9 +50,14 @@ class ThreadsEngine:
     # --- the driver's side ---------------------------------------------------------------------------------
 
     def submit(self, entries: Iterable[Entry]) -> None:
+        with self._changed:
+            if not self._pending:  # the watchdog does not count the time in which there was nothing to do
+                self._moved_at = self._options.clock()
         for lane, action in entries:
             with self._changed:
                 self._check()
+                if self._stop:
+                    raise closed()
                 self._recent.append((lane, action))
                 self._board.admit(action)
                 if lane != DRIVER:
@@ -68,9 +72,8 @@ class ThreadsEngine:
 
     def wait(self, action: Action) -> None:
         with self._changed:
-            while action in self._pending:
+            while action in self._pending:  # what is done stays readable, whatever failed later
                 self._wait_a_little()
-            self._check()
 
     def is_done(self, action: Action) -> bool:
         return action not in self._pending
@@ -81,16 +84,21 @@ class ThreadsEngine:
                 self._wait_a_little()
             self._check()
 
-    def close(self) -> None:
+    def abandon(self) -> None:
         with self._changed:
             self._stop = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.abandon()
         for worker in self._workers:
             worker.join(timeout=self._options.watchdog_seconds)
         torch.set_num_threads(self._threads_before)
 
     def _wait_a_little(self) -> None:
         self._check()
+        if self._stop:
+            raise closed()
         self._changed.wait(timeout=_POLL_SECONDS)
         self._check()
         silent = self._options.clock() - self._moved_at
@@ -104,26 +112,13 @@ class ThreadsEngine:
 
     def _describe(self, lane: str, action: Action) -> str:
         blocker = self._board.blocker(action)
-        return f"{lane} waits for {blocker} to start {action.label}" if blocker else f"{lane} is busy with {action.label}"
+        if blocker is None:
+            return f"{lane} is busy with {action.label}"
+        return f"{lane} waits for {blocker} to start {action.label}"
 
     def _check(self) -> None:
-        if self._failure is None:
-            return
-        lane, action, cause = self._failure
-        if isinstance(cause, ConvoyError) and not isinstance(cause, WorkerFailed):
-            raise cause
-        schedule = Schedule(list(self._recent))
-        try:
-            drawing = grid(schedule, mark=action)
-        except (ConvoyError, Deadlock):
-            drawing = schedule.text()
-        words = {"F": "forward", "B": "backward", "U": "update"}.get(action.kind, action.kind)
-        raise WorkerFailed(
-            f"{lane} failed in the {words} of batch {action.batch} at stage {action.subject}: "
-            f"{type(cause).__name__}: {cause}",
-            action=action.label,
-            grid=drawing,
-        ) from cause
+        if self._failure is not None:
+            raise_failure(self._failure, self._recent)
 
     # --- a worker's side -----------------------------------------------------------------------------------
 

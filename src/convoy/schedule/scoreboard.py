@@ -32,6 +32,10 @@ class Scoreboard:
         """Let the state ``name`` begin at ``version`` (a resumed run)."""
         self._version[name] = self._admitted[name] = version
 
+    def provide(self, ref: Ref) -> None:
+        """Let the value ``ref`` be there from the start."""
+        self._present.add(ref)
+
     def admit(self, action: Action) -> None:
         """Take up ``action``: its state reads now hold back later writers.
 

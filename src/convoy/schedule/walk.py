@@ -52,12 +52,15 @@ class Walk:
         return {lane: spent / self.finish if self.finish else 0.0 for lane, spent in total.items()}
 
 
-def topological(schedule: Schedule) -> list[Entry]:
+def topological(schedule: Schedule, tail: bool = False) -> list[Entry]:
     """The entries in an order in which they can be carried out, each lane in its own order.
 
-    Raises Deadlock where there is none.
+    ``tail``: the schedule is the end of a longer one; what it does not write was there before. Raises Deadlock where
+    there is no order.
     """
     board = Scoreboard()
+    if tail:
+        _begin_within(board, schedule)
     queues: dict[str, list[Action]] = {lane: [] for lane in schedule.lanes}
     for lane, action in schedule:
         board.admit(action)
@@ -77,6 +80,23 @@ def topological(schedule: Schedule) -> list[Entry]:
             blocked = {ln: (a, r) for ln, a in stuck.items() if (r := board.blocker(a)) is not None}
             raise Deadlock(blocked)
     return done
+
+
+def _begin_within(board: Scoreboard, schedule: Schedule) -> None:
+    known: set[str] = set()
+    written: set[Ref] = set()
+    for _, action in schedule:
+        for ref in action.reads:
+            if not ref.is_state and ref not in written:
+                board.provide(ref)
+            elif ref.is_state and ref.name not in known:
+                known.add(ref.name)
+                board.start_at(ref.name, ref.version)
+        for ref in action.writes:
+            written.add(ref)
+            if ref.is_state and ref.name not in known:
+                known.add(ref.name)
+                board.start_at(ref.name, ref.version - 1)
 
 
 def walk(schedule: Schedule, seconds: Callable[[Action], float], handover: float = 0.0) -> Walk:
@@ -105,8 +125,8 @@ def walk(schedule: Schedule, seconds: Callable[[Action], float], handover: float
     return Walk(tuple(timed))
 
 
-def cycles(schedule: Schedule) -> dict[Action, int]:
-    """The cycle of every action, as the publications count them.
+def cycles(schedule: Schedule, tail: bool = False) -> dict[Action, int]:
+    """The cycle of every action, as the publications count them; ``tail`` as in ``topological``.
 
     In one cycle a lane does at most one action of each kind; what another subject (stage) wrote in a cycle is there
     in the next one; updates fall in the cycle of their backward.
@@ -115,7 +135,7 @@ def cycles(schedule: Schedule) -> dict[Action, int]:
     used: set[tuple[str, int, str]] = set()
     written: dict[Ref, tuple[int, str]] = {}
     result: dict[Action, int] = {}
-    for lane, action in topological(schedule):
+    for lane, action in topological(schedule, tail):
         cycle = lane_cycle[lane]
         for ref in action.reads:
             if ref in written:
@@ -142,9 +162,12 @@ def idle_cycles(schedule: Schedule) -> dict[str, int]:
     return {lane: max(c) - min(c) + 1 - len(c) for lane, c in by_lane.items()}
 
 
-def grid(schedule: Schedule, mark: Action | None = None) -> str:
-    """The schedule as a table of lanes × cycles; ``mark`` is put in >arrows<. Updates are not drawn."""
-    at = cycles(schedule)
+def grid(schedule: Schedule, mark: Action | None = None, tail: bool = False, around: int | None = None) -> str:
+    """The schedule as a table of lanes × cycles; ``mark`` is put in >arrows<. Updates are not drawn.
+
+    ``tail`` as in ``topological``; ``around`` draws only so many cycles before and after that of ``mark``.
+    """
+    at = cycles(schedule, tail)
     cells: dict[tuple[str, int], list[str]] = defaultdict(list)
     for lane, action in schedule:
         if lane == DRIVER or (action.kind == "U" and action != mark):
@@ -155,6 +178,8 @@ def grid(schedule: Schedule, mark: Action | None = None) -> str:
         return "(empty schedule)"
     first = min(c for _, c in cells)
     last = max(c for _, c in cells)
+    if mark is not None and around is not None:
+        first, last = max(first, at[mark] - around), min(last, at[mark] + around)
     lanes = [lane for lane in schedule.lanes if lane != DRIVER]
     rows = [["cycle", *map(str, range(first, last + 1))]]
     rows += [[lane, *(" ".join(cells.get((lane, c), [])) for c in range(first, last + 1))] for lane in lanes]
