@@ -109,7 +109,7 @@ def test_a_worker_that_raises_stops_the_run_with_the_cell_marked() -> None:
 
     engine = start(ThreadsEngine, Toy(), Store(), disturb=disturb)
     began = time.perf_counter()
-    with pytest.raises(WorkerFailed, match="worker 2 failed in the forward of batch 1 at stage 2: .*bad weather") as e:
+    with pytest.raises(WorkerFailed, match=r"worker 2 failed in the forward of batch 1 at stage 2: .*bad weather") as e:
         engine.submit(WORK)
         engine.settle()
     assert time.perf_counter() - began < 1.0
@@ -157,7 +157,7 @@ def failing(label: str) -> Callable[[str, Action], None]:
 def test_inline_fails_as_threads_do_and_stays_failed() -> None:
     engine = start(InlineEngine, Toy(), Store(), disturb=failing("F2.1"))
     for _ in range(2):
-        with pytest.raises(WorkerFailed, match="worker 2 failed in the forward of batch 1 at stage 2: .*bad wea") as e:
+        with pytest.raises(WorkerFailed, match=r"worker 2 failed in the forward of batch 1 at stage 2: .*bad wea") as e:
             engine.submit(WORK)
         assert ">F2.1<" in e.value.grid
     with pytest.raises(WorkerFailed):

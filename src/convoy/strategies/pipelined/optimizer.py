@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,12 +15,10 @@ from convoy.errors import OptionError
 Hyper = list[dict[str, Any]]
 """What the parameter groups said (learning rate, momentum, ...) when a batch entered; one mapping a group."""
 
-_REFUSED = ("LBFGS",)
-
-
 def check(optimizer: Optimizer) -> None:
     """Refuse what cannot be cut into stages: an optimizer whose step needs a closure or couples all parameters."""
-    if type(optimizer).__name__ in _REFUSED:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
         raise OptionError(
             f"{type(optimizer).__name__} evaluates the whole model in its step and cannot be cut into stages",
             hint="choose SGD, Adam, AdamW or another first-order optimizer, or train sequentially",
@@ -28,19 +27,32 @@ def check(optimizer: Optimizer) -> None:
 
 def snapshot(optimizer: Optimizer) -> Hyper:
     """The groups' hyper-parameters now, without the parameters."""
-    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return [{k: _fixed(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def _fixed(value: Any) -> Any:
+    """A learning rate may be a tensor, which schedulers change in place."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return tuple(map(_fixed, value)) if type(value) is tuple else value
+
+
+def extent(optimizer: Optimizer) -> tuple[int, ...]:
+    """Parameters in each group. They are dealt out to the stages once, so this may not change afterwards."""
+    return tuple(len(group["params"]) for group in optimizer.param_groups)
 
 
 class StageOptimizer:
     """Steps the parameters of one stage with the hyper-parameters recorded when the batch entered.
 
-    State is the user's own (same mapping, keyed by parameter), so that ``optimizer.state_dict()`` is after a drain
-    what plain training would hold.
+    State is the user's own (same mapping, keyed by parameter, also after ``load_state_dict``), so that
+    ``optimizer.state_dict()`` is after a drain what plain training would hold.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         own = {id(p) for p in parameters}
         attributes = {k: v for k, v in vars(optimizer).items() if k not in ("step", "param_groups")}
+        self._whole = optimizer
         self._optimizer: Optimizer = object.__new__(type(optimizer))
         vars(self._optimizer).update(attributes)
         self._optimizer.param_groups = [
@@ -57,6 +69,7 @@ class StageOptimizer:
         """Update with the recorded hyper-parameters and forget the gradients."""
         for group, recorded in zip(self._optimizer.param_groups, hyper, strict=True):
             group.update(recorded)
+        self._optimizer.state = self._whole.state
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -85,7 +98,7 @@ class StageOptimizer:
 
     def state(self, parameter: Tensor) -> dict[str, Any]:
         """The optimizer's state of one parameter; the user's own mapping."""
-        state: dict[str, Any] = self._optimizer.state[parameter]
+        state: dict[str, Any] = self._whole.state[parameter]
         return state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_mo
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size
 from convoy.strategies.pipelined.describe import describe
+from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: 
         cuts = balanced_cuts(profile, strategy.stages or 2)
     segments = split(graph, cuts)
     plan = describe(strategy, graph, cuts, segments, threads, batch_size(x), profile)
+    inexact = inexact_mean(loss) if strategy.accumulate > 1 else None
+    if inexact is not None:
+        note = f"the loss has {inexact}: micro-batches are weighted by their samples, which is not its exact mean"
+        plan = replace(plan, notes=(*plan.notes, note))
     return Planned(plan, graph, segments, tuple(n.name for n in graph.nodes if n.kind == "input"), profile)
 
 

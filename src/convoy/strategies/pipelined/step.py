@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from convoy.engines.interrupts import uninterrupted
 from convoy.engines.program import Store
 from convoy.engines.streams import Cuda, StreamsEngine
 from convoy.engines.threads import ThreadsEngine
-from convoy.errors import DataError, InternalError
+from convoy.errors import DataError, InternalError, OptionError
 from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
@@ -27,7 +28,8 @@ from convoy.strategies.batch import batch_size, channels_last, map_tensors, prep
 from convoy.strategies.pipelined.clock import PipelineSchedule
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.devices import current, gather, spread
-from convoy.strategies.pipelined.optimizer import StageOptimizer, check, mark_stepped, snapshot
+from convoy.strategies.pipelined.loss import reduces_to_sum
+from convoy.strategies.pipelined.optimizer import StageOptimizer, check, extent, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import Planned, plan_pipeline
 from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
@@ -35,7 +37,10 @@ from convoy.strategies.pipelined.result import PipelinedResult
 from convoy.strategies.pipelined.weights import policy
 
 if TYPE_CHECKING:
+    from convoy.schedule.schedule import Entry
     from convoy.strategies.pipelined.strategy import Pipelined
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 class PipelinedStep:
@@ -53,6 +58,7 @@ class PipelinedStep:
         keep_schedule: bool = False,
     ) -> None:
         check(optimizer)
+        check_settings(settings)
         Corrections.parse(strategy.correction).check(optimizer, strategy.accumulate, settings.total_steps)
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
@@ -64,6 +70,7 @@ class PipelinedStep:
         self._pending: deque[PipelinedResult] = deque()
         self._updates: deque[tuple[int, Action]] = deque()
         self._entered: Action | None = None
+        self._begin = True  # nothing is in flight: the first batch, or the first after a drain
 
     # --- Step ----------------------------------------------------------------------------------------------
 
@@ -74,26 +81,25 @@ class PipelinedStep:
         if self._engine is None:
             self._build(x, y)
         assert self._engine is not None
-        number, self._next = self._next, self._next + 1
-        parts = min(self._strategy.accumulate, batch_size(x))
+        self._check_optimizer()
+        feeds = self._feeds(x, y)  # a batch that does not fit is refused before it has any effect
+        if self._begin:
+            self._optimizer.zero_grad(set_to_none=True)
+            self._begin = False
         batch = Batch(snapshot(self._optimizer))
         with uninterrupted():
+            number, self._next = self._next, self._next + 1
             self._program.batches[number] = batch
-            self._bring(number, parts, x, y)
-            entries = self._clock.enter(number, parts)
-            self._engine.submit(entries)
-        if self.schedule is not None:
-            self.schedule.extend(entries)
-        last = str(self._clock.stages)
-        forwards = [a for _, a in entries if a.kind == "F" and a.batch == number]
-        self._pending.append(
-            PipelinedResult(number, batch, y, self._engine, [a for a in forwards if a.subject == last][-1])
-        )
-        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
-        mark_stepped(self._optimizer)
-        if self._entered is not None:  # the driver runs at most one mini-batch ahead of the first stage
-            self._engine.wait(self._entered)
-        self._entered = [a for a in forwards if a.subject == "1"][-1]
+            for index, fed in enumerate(feeds):
+                self._program.bring(number, index, fed)
+            entries = self._clock.enter(number, len(feeds))
+            self._submit(entries)
+            ends = {a.subject: a for _, a in entries if a.kind == "F"}  # stage → the batch's last part there
+            self._pending.append(PipelinedResult(number, batch, y, self._engine, ends[str(self._clock.stages)]))
+            before, self._entered = self._entered, ends["1"]
+            mark_stepped(self._optimizer)
+        if before is not None:  # the driver runs at most one mini-batch ahead of the first stage
+            self._engine.wait(before)
         self._forget()
         if len(self._pending) > self._behind:
             return self._pending.popleft()
@@ -103,14 +109,10 @@ class PipelinedStep:
         if self._engine is None:
             return []
         with uninterrupted():
-            entries = self._clock.drain()
-            self._engine.submit(entries)
-        if self.schedule is not None:
-            self.schedule.extend(entries)
-        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
+            self._submit(self._clock.drain())
         self._engine.settle()
         self._forget()
-        self._entered = None
+        self._entered, self._begin = None, True
         results = list(self._pending)
         self._pending.clear()
         return results
@@ -158,7 +160,8 @@ class PipelinedStep:
 
     def _build(self, x: Any, y: Any) -> None:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
-        self._model.train()
+        if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
+            self._model.train()
         self._planned: Planned = plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings)
         segments = self._planned.segments
         producers = {name: 0 for name in self._planned.inputs}
@@ -201,12 +204,33 @@ class PipelinedStep:
             self._engine = StreamsEngine(self._program, Store(), options, Cuda(indices))
         else:
             self._engine = ThreadsEngine(self._program, Store(), options)
+        self._extent = extent(self._optimizer)
+        weakref.finalize(self, self._engine.abandon)  # a step that was dropped without close() leaves no threads
 
-    def _bring(self, number: int, parts: int, x: Any, y: Any) -> None:
+    def _submit(self, entries: list[Entry]) -> None:
+        assert self._engine is not None
+        self._engine.submit(entries)
+        if self.schedule is not None:
+            self.schedule.extend(entries)
+        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
+
+    def _check_optimizer(self) -> None:
+        if extent(self._optimizer) != self._extent:
+            raise OptionError(
+                f"the optimizer had {sum(self._extent)} parameters when training began and now has "
+                f"{sum(extent(self._optimizer))}",
+                hint="drain and close the step, then bind the strategy again",
+            )
+
+    def _feeds(self, x: Any, y: Any) -> list[Fed]:
+        """The batch in parts, each with its share of the loss. Raises DataError for a batch that does not fit."""
         whole = batch_size(x)
-        for index, (part_x, part_y, size) in enumerate(split_parts(x, y, whole, parts)):
-            fed = Fed(self._planned.bind_inputs(part_x), part_y, size / whole if parts > 1 else 1.0)
-            self._program.bring(number, index, fed)
+        parts = min(self._strategy.accumulate, whole)
+        alone = parts == 1 or reduces_to_sum(self._loss)
+        return [
+            Fed(self._planned.bind_inputs(part_x), part_y, 1.0 if alone else size / whole)
+            for part_x, part_y, size in split_parts(x, y, whole, parts)
+        ]
 
     def _forget(self) -> None:
         """Drop what finished batches held."""
@@ -214,6 +238,16 @@ class PipelinedStep:
         while self._updates and self._engine.is_done(self._updates[0][1]):
             number, _ = self._updates.popleft()
             self._program.batches.pop(number, None)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise OptionError for values that make no sense."""
+    if settings.precision not in PRECISIONS:
+        raise OptionError(f"precision {settings.precision!r} is unknown", hint=f"one of: {', '.join(PRECISIONS)}")
+    if settings.threads is not None and settings.threads < 1:
+        raise OptionError(f"threads must be at least 1, not {settings.threads}", hint="leave it out for all cores")
+    if settings.clip is not None and not settings.clip > 0:
+        raise OptionError(f"clip must be greater than 0, not {settings.clip}", hint="leave it out for no clipping")
 
 
 def autocast_of(settings: Settings) -> Callable[[], AbstractContextManager[Any]]:
