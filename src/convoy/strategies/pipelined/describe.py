@@ -14,6 +14,7 @@ from convoy.strategies.pipelined.plan import PipelinePlan, StagePlan, predict
 
 if TYPE_CHECKING:
     from convoy.graph.cost import Profile
+    from convoy.graph.stage_times import StageTime
     from convoy.strategies.pipelined.strategy import Pipelined
 
 
@@ -24,9 +25,11 @@ def describe(
     segments: Sequence[Segment],
     threads: int,
     batch: int,
-    profile: Profile | None,
+    profile: Profile | None = None,
+    times: Sequence[StageTime] | None = None,
 ) -> PipelinePlan:
-    """The plan of ``segments``, with predictions where ``profile`` holds measurements."""
+    """The plan of ``segments``. With ``profile`` it says what the stages keep and what one worker alone would take,
+    with ``times`` (stages measured while they ran together) it predicts the step."""
     stage_delays = delays(len(segments), strategy.clock, strategy.slack)
     stale = staleness_in_updates(stage_delays, strategy.accumulate)
     bounds = [0, *cuts, len(graph.nodes)]
@@ -48,8 +51,8 @@ def describe(
                 staleness=stale[index - 1],
                 handed_bytes=sum(graph.by_name[name].output_bytes for name in segment.outputs),
                 activation_bytes=profile.saved_bytes(start, stop) if profile else None,
-                forward_seconds=_forward(nodes) if profile else None,
-                backward_seconds=_backward(nodes) if profile else None,
+                forward_seconds=times[index - 1].forward_seconds if times else None,
+                backward_seconds=times[index - 1].backward_seconds if times else None,
             )
         )
     weights = sum(s.weight_bytes for s in stages)
@@ -67,11 +70,10 @@ def describe(
         stale_share=sum(s.weight_bytes for s in stages[:-1]) / weights if weights else 0.0,
         notes=tuple(graph.notes) + _stash_note(graph, stage_delays),
     )
-    if profile is None:
+    if profile is None or times is None:
         return plan
     step, bottleneck = predict(plan)
-    sequential = sum(stage.seconds or 0.0 for stage in stages)
-    return replace(plan, sequential_seconds=sequential, step_seconds=step, bottleneck=bottleneck)
+    return replace(plan, sequential_seconds=profile.seconds, step_seconds=step, bottleneck=bottleneck)
 
 
 def _stash_note(graph: Graph, stage_delays: Sequence[int]) -> tuple[str, ...]:
@@ -91,10 +93,3 @@ def _layers(nodes: Sequence[Node]) -> str:
         return "–"
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
 
-
-def _forward(nodes: Sequence[Node]) -> float:
-    return sum(n.cost.forward_seconds for n in nodes if n.cost)
-
-
-def _backward(nodes: Sequence[Node]) -> float:
-    return sum(n.cost.input_grad_seconds + n.cost.weight_grad_seconds for n in nodes if n.cost)

@@ -12,17 +12,22 @@ from torch import nn
 
 from convoy.errors import OptionError
 from convoy.graph.capture import capture
+from convoy.graph.cost import Profile, measure
 from convoy.graph.graph import Graph
 from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_module, split
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size
+from convoy.strategies.pipelined.balance import balanced
 from convoy.strategies.pipelined.describe import describe
 from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
 
 if TYPE_CHECKING:
-    from convoy.graph.cost import Profile
     from convoy.strategies.pipelined.strategy import Pipelined
+
+
+PROFILE_SECONDS = 8.0
+"""Time for measuring the nodes; comparing the best partitions takes as long again at most."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +101,25 @@ def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: 
     args, kwargs = arguments(x)
     graph = capture(model, args, kwargs)
     cuts = positions(strategy, graph)
-    workers = _workers(strategy, len(cuts) + 1 if cuts is not None else strategy.stages or 2)
-    threads = max(1, available_threads(settings) // workers)
-    profile = None
+    stages = len(cuts) + 1 if cuts is not None else strategy.stages or 2
+    threads = max(1, available_threads(settings) // _workers(strategy, stages))
+    inputs = tuple(n.name for n in graph.nodes if n.kind == "input")
+    profile, times = None, None
     if cuts is None:
-        from convoy.graph.cost import measure
-        from convoy.strategies.pipelined.balance import balanced_cuts
-
-        profile = measure(graph, args, kwargs, threads=threads, seed=settings.seed, precision=settings.precision)
+        profile = measure(
+            graph, args, kwargs, loss=loss, target=y, budget_seconds=PROFILE_SECONDS, threads=threads,
+            seed=settings.seed, precision=settings.precision,
+        )  # fmt: skip
         graph = profile.graph
-        cuts = balanced_cuts(profile, strategy.stages or 2)
+        found = balanced(
+            profile, stages, split_placement=strategy.placement == "split", threads=threads,
+            values=dict(zip(inputs, graph.bind(args, kwargs).values(), strict=True)), target=y, loss=loss,
+            settings=settings,
+        )  # fmt: skip
+        cuts, times = found.cuts, found.times
     segments = split(graph, cuts)
-    plan = describe(strategy, graph, cuts, segments, threads, batch_size(x), profile)
-    inexact = inexact_mean(loss) if strategy.accumulate > 1 else None
-    if inexact is not None:
-        note = f"the loss has {inexact}: micro-batches are weighted by their samples, which is not its exact mean"
-        plan = replace(plan, notes=(*plan.notes, note))
-    return Planned(plan, graph, segments, tuple(n.name for n in graph.nodes if n.kind == "input"), profile)
+    plan = describe(strategy, graph, cuts, segments, threads, batch_size(x), profile, times)
+    return Planned(plan, graph, segments, inputs, profile)
 
 
 def _workers(strategy: Pipelined, stages: int) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -35,6 +34,7 @@ from convoy.strategies.pipelined.planner import Planned, plan_pipeline
 from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
 from convoy.strategies.pipelined.result import PipelinedResult
 from convoy.strategies.pipelined.weights import policy
+from convoy.strategies.precision import autocast_of
 
 if TYPE_CHECKING:
     from convoy.schedule.schedule import Entry
@@ -105,6 +105,12 @@ class PipelinedStep:
             return self._pending.popleft()
         return None
 
+    def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
+        """Epochs make no difference: there is no flush between them."""
+
+    def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
+        """Epochs make no difference."""
+
     def drain(self) -> list[PipelinedResult]:
         if self._engine is None:
             return []
@@ -162,6 +168,7 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)  # left by whoever trained before: gradients are added to
         self._planned: Planned = plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings)
         segments = self._planned.segments
         producers = {name: 0 for name in self._planned.inputs}
@@ -185,13 +192,12 @@ class PipelinedStep:
         self._clock = PipelineSchedule(
             plan.delays, self._program.links, self._program.fed, self._strategy.placement, self._version
         )
-        began = time.perf_counter()
         if self._sink is not None:
             self._sink(Event("plan", "pipelined", data=plan.to_dict()))
         options = EngineOptions(
             lanes={lane: plan.threads_per_worker for lane in self._clock.lanes()},
             sink=self._sink,
-            clock=lambda: time.perf_counter() - began,
+            clock=time.perf_counter,
             watchdog_seconds=self._settings.watchdog_seconds,
             disturb=self._disturb,
             versions={f"W{i}": self._version for i in range(1, len(stages) + 1)},
@@ -248,14 +254,6 @@ def check_settings(settings: Settings) -> None:
         raise OptionError(f"threads must be at least 1, not {settings.threads}", hint="leave it out for all cores")
     if settings.clip is not None and not settings.clip > 0:
         raise OptionError(f"clip must be greater than 0, not {settings.clip}", hint="leave it out for no clipping")
-
-
-def autocast_of(settings: Settings) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast context of a forward pass; without its weight cache, which threads would share."""
-    if settings.precision == "float32":
-        return nullcontext
-    device = torch.device(settings.device).type
-    return lambda: torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
 
 def split_parts(x: Any, y: Any, samples: int, parts: int) -> list[tuple[Any, Any, int]]:

@@ -1,0 +1,107 @@
+"""Does a strategy train as well as the plain loop? Test accuracy after every epoch, same seed, same data order.
+
+    python benchmarks/accuracy/run.py --net resnet20 --data cifar10:DIR --ppv 7 --epochs 5 --out results/resnet20-ppv7
+
+One variant a call. The run keeps checkpoints under ``--work`` and goes on where it stopped; the result is a small JSON
+file, and its content the last line printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convoy.data import open_data
+from convoy.models import PUBLISHED_PPV, build
+from convoy.strategies.base import Settings, Strategy
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.sequential import Sequential
+from convoy.training.trainer import Trainer
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="resnet20")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--strategy", choices=("sequential", "pipelined"), default="pipelined")
+    parser.add_argument("--ppv", help="layer numbers, such as 7,13,17; 'published' for the publication's")
+    parser.add_argument("--clock", default="registers")
+    parser.add_argument("--slack", type=int, default=0)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--correction")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.1, help="the highest rate of the one-cycle schedule")
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--limit", type=int, default=None, help="use only so many training images")
+    parser.add_argument("--out", type=Path, required=True, help="result file without ending, under this folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where checkpoints go")
+    return parser.parse_args()
+
+
+def strategy(options: argparse.Namespace) -> Strategy:
+    if options.strategy == "sequential":
+        return Sequential()
+    ppv = PUBLISHED_PPV[options.net] if options.ppv == "published" else [int(p) for p in options.ppv.split(",")]
+    return Pipelined(
+        ppv=ppv,
+        clock=options.clock,
+        slack=options.slack,
+        accumulate=options.accumulate,
+        correction=options.correction,
+        engine=options.engine,
+    )
+
+
+def main() -> None:
+    options = arguments()
+    data = open_data(options.data, batch_size=options.batch_size, seed=options.seed, limit=options.limit)
+    channels, image_size = data.sample_shape[0], data.sample_shape[1]
+    torch.manual_seed(options.seed)
+    model = build(options.net, classes=len(data.classes), channels=channels, image_size=image_size)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True
+    )
+    steps = options.epochs * len(data.train)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, cycle_momentum=False)
+    name = options.out.name
+    trainer = Trainer(
+        model,
+        nn.functional.cross_entropy,
+        optimizer,
+        scheduler=schedule,
+        scheduler_interval="batch",
+        strategy=strategy(options),
+        settings=Settings(seed=options.seed, threads=options.threads, total_steps=steps),
+        run_dir=options.work,
+        name=name,
+        save_every="epoch",
+    )
+    if (options.work / name / "checkpoints").is_dir():
+        trainer.load(options.work / name)
+    history = trainer.fit(data.train, data.validation, epochs=options.epochs)
+    result: dict[str, Any] = {
+        "command": "python benchmarks/accuracy/run.py " + " ".join(sys.argv[1:]),
+        "variant": name,
+        "seed": options.seed,
+        "accuracy": [round(100 * (record.validation_accuracy or 0.0), 2) for record in history],
+        "train_loss": [round(record.train_loss, 4) for record in history],
+        "seconds": [round(record.seconds, 1) for record in history],
+        "torch": torch.__version__,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
