@@ -75,7 +75,7 @@ class DelayedStep:
 
     def __init__(self, options, model, loss, optimizer):
         self.options, self.model, self.loss, self.optimizer = options, model, loss, optimizer
-        self.flight, self.batch, self.closed, self.drains, self.reads = [], 0, 0, [], []
+        self.flight, self.batch, self.closed, self.drains, self.reads, self.epochs = [], 0, 0, [], [], []
         self.updates = []  # (batch, learning rate recorded when it entered)
         DelayedStep.bound.append(self)
 
@@ -102,6 +102,12 @@ class DelayedStep:
         for group, rate in zip(self.optimizer.param_groups, now, strict=True):
             group["lr"] = rate
         return result
+
+    def begin_epoch(self, epoch, epochs, batches=None):
+        self.epochs.append((self.batch, epoch, epochs, batches))
+
+    def end_epoch(self, *, validation_accuracy=None, validation_loss=None):
+        self.epochs.append((self.batch, validation_accuracy, validation_loss))
 
     def drain(self):
         self.drains.append((self.batch, len(self.flight)))

@@ -78,6 +78,15 @@ class Step(Protocol):
 
     def __call__(self, x: Any, y: Any) -> StepResult | None: ...
 
+    def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
+        """Hear that epoch ``epoch`` (from 0) of ``epochs`` begins, or goes on after a resume; it has ``batches``
+        mini-batches where that is known. The Trainer calls it; in an own loop it matters to ``Hybrid`` only."""
+        ...
+
+    def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
+        """Hear that the epoch is over, and what validation said where there was one."""
+        ...
+
     def drain(self) -> list[StepResult]:
         """Finish what is in flight; afterwards the weights of the user's module are consistent."""
         ...
@@ -87,11 +96,13 @@ class Step(Protocol):
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Plain JSON-ready values that a resumed step needs (counters); only right after a drain."""
+        """Plain JSON-ready values that a resumed step needs (counters); only right after a drain. ``batch`` and
+        ``version`` in it are the mini-batches trained and the updates made, by whatever strategy."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up a state, before the first batch."""
+        """Take up a state, before the first batch. ``{"batch": n, "version": n}`` alone makes any step go on after
+        ``n`` mini-batches that another strategy trained."""
         ...
 
     def plan(self) -> Any:
@@ -107,6 +118,11 @@ class Strategy(ABC):
     """The user's choice: a frozen dataclass whose fields are validated when it is made."""
 
     name: ClassVar[str]
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it makes decisions from validation, so that a run without one is refused."""
+        return False
 
     @abstractmethod
     def bind(

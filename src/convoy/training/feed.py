@@ -34,6 +34,14 @@ class Feed:
         """Batches per epoch; TypeError where the loader does not know."""
         return len(self.source)
 
+    @property
+    def batches(self) -> int | None:
+        """Batches per epoch, where the loader knows."""
+        try:
+            return len(self)
+        except TypeError:
+            return None
+
     def random_state(self) -> dict[str, Any]:
         return random_state(self.source)
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from convoy.errors import DataError, Diverged, InternalError
-from convoy.events.plain import plain
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Step, StepResult
 from convoy.strategies.batch import batch_size, split_batch
@@ -25,7 +24,7 @@ from convoy.training.evaluation import Evaluation, count_correct
 from convoy.training.feed import Feed
 from convoy.training.history import EpochRecord, EpochSums
 from convoy.training.interrupt import Interrupt
-from convoy.training.run_dir import RunDirectory, plan_values
+from convoy.training.run_dir import RunDirectory
 from convoy.training.setup import Setup, TrainingState, Watches
 from convoy.training.snapshot import snapshot
 
@@ -74,7 +73,7 @@ class Loop:
         self._entered: deque[_Entered] = deque()
         self._pending: deque[tuple[_Entered, StepResult]] = deque()
         self._inside = False  # a step is under way: the weights may be half changed
-        self._planned = False
+        self._plan: Any = None
         self._scheduled = False
         self._since: float | None = None  # training time is counted from here
         self._saved_at: tuple[int, int] | None = None
@@ -91,10 +90,10 @@ class Loop:
     def run(self, epochs: int) -> None:
         """Train to ``epochs`` epochs in all, or until something asks to stop; then drain."""
         while self.state.epoch < epochs and self.stop_reason is None:
-            self._epoch()
+            self._epoch(epochs)
         self.drain("end")
 
-    def _epoch(self) -> None:
+    def _epoch(self, epochs: int) -> None:
         state = self.state
         resumed = state.now
         state.now = None
@@ -106,6 +105,7 @@ class Loop:
         if not state.sums or state.sums[-1].epoch != state.epoch:
             state.sums.append(EpochSums(state.epoch))
         self._since = time.perf_counter()
+        self.step.begin_epoch(state.epoch, epochs, self._feed.batches)
         try:
             for batch in self._fetched(batches):
                 self._train(*split_batch(batch))
@@ -150,8 +150,7 @@ class Loop:
         if setup.scheduler is not None and setup.scheduler_interval == "batch":
             self._schedule()
         self._inside = False
-        if not self._planned:
-            self._report_plan()
+        self._write_plan()
 
     def _between(self) -> None:
         """Between two batches: read what is there, save, see whether someone wants to stop."""
@@ -175,13 +174,21 @@ class Loop:
             self._lap()
             state.sums[-1].total = state.batch
             self._record_whole_epochs()
-        self._interrupt.check()
+        self._tell_end(record)
         if self.setup.scheduler is not None and self.setup.scheduler_interval == "epoch":
             self._schedule(record)
         best = self._watch(record) if record is not None else False
         state.epoch, state.batch, state.epoch_start = state.epoch + 1, 0, None
         if self._run is not None and (best or self.setup.save_every == "epoch"):
             self.checkpoint("checkpoint", best=best)
+        self._interrupt.check()
+
+    def _tell_end(self, record: EpochRecord | None) -> None:
+        if record is None:
+            self.step.end_epoch()
+            return
+        accuracy, loss = record.validation_accuracy, record.validation_loss
+        self.step.end_epoch(validation_accuracy=accuracy, validation_loss=loss)
 
     # --- results -----------------------------------------------------------------------------------------------
 
@@ -335,11 +342,11 @@ class Loop:
             else:
                 scheduler.step()
 
-    def _report_plan(self) -> None:
-        self._planned = True
+    def _write_plan(self) -> None:
+        """Into the run folder, once there is one and when it changed. The strategy itself reports it as an event."""
         plan = self.step.plan()
-        if plan is None:
+        if plan is self._plan or plan == self._plan:
             return
-        self.bus.emit("plan", self.setup.strategy.name, plain(plan_values(plan)))
+        changed, self._plan = self._plan is not None, plan
         if self._run is not None:
-            self._run.write_plan(plan)
+            self._run.write_plan(plan, changed=changed)

@@ -102,10 +102,10 @@ class RunDirectory:
             with machine_errors(path):
                 write_json(path, environment())
 
-    def write_plan(self, plan: Any) -> None:
-        """``plan.json``, unless it is there."""
+    def write_plan(self, plan: Any, *, changed: bool = False) -> None:
+        """``plan.json``, unless it is there; in place of the one before where that ``changed`` in this run."""
         path = self.path / "plan.json"
-        if not path.exists():
+        if changed or not path.exists():
             with machine_errors(path):
                 write_json(path, plain(plan_values(plan)))
 

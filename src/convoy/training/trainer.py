@@ -276,15 +276,11 @@ class Trainer:
         }
 
     def _description(self, feed: Feed, goal: int) -> dict[str, Any]:
-        try:
-            batches: int | None = len(feed)
-        except TypeError:
-            batches = None
         return {
             "model": self._model_name,
             "strategy": self._setup.strategy.name,
             "epochs": goal,
-            "batches_per_epoch": batches,
+            "batches_per_epoch": feed.batches,
             "resumed_from": self._state.batches or None,
             "seed": self._setup.settings.seed,
         }
