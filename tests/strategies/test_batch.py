@@ -92,6 +92,7 @@ def test_only_images_become_channels_last_and_values_stay():
     image, ids, flat = torch.randn(2, 3, 4, 4), torch.randint(0, 5, (2, 3, 4, 4)), torch.randn(2, 3)
     result = channels_last({"image": image, "ids": ids, "flat": flat})
     assert result["image"].is_contiguous(memory_format=torch.channels_last) and torch.equal(result["image"], image)
+    assert channels_last(torch.randn(2, 1, 4, 4)).stride() == (16, 1, 4, 1)
     assert result["ids"] is ids and result["flat"] is flat
     assert channels_last(result["image"]) is result["image"]
 

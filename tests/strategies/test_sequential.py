@@ -149,7 +149,7 @@ def test_dropout_differs_from_batch_to_batch_and_goes_on_after_restore():
     resumed.restore({"batch": 2})
     result = resumed(x, y)
     assert result.batch == 2 and torch.equal(result.output, outputs[2])
-    assert resumed.state() == {"batch": 3}
+    assert resumed.state() == {"batch": 3, "version": 3}
 
 
 def test_a_model_in_eval_mode_runs_as_it_is():
@@ -224,27 +224,33 @@ def test_a_mapping_batch_and_a_dataclass_output_with_dropout():
 class Counting(nn.Module):
     """The number of its loops comes from a tensor: no graph can hold that."""
 
-    def __init__(self):
+    def __init__(self, dropout):
         super().__init__()
         self.fc = nn.Linear(4, 4)
+        self.dropout = dropout
+        self.norm = nn.BatchNorm1d(4)
 
     def forward(self, x):
         for _ in range(int(x.sum().abs().item()) % 3 + 1):
-            x = self.fc(x)
-        return x
+            x = self.norm(self.fc(x))
+        return F.dropout(x, 0.5) if self.dropout else x
 
 
-def test_a_model_that_cannot_be_captured_trains_and_says_so():
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_model_that_cannot_be_captured_trains_and_says_so_where_it_matters(dropout):
     torch.manual_seed(0)
-    theirs = Counting()
+    theirs = Counting(dropout)
     torch.manual_seed(0)
-    ours = Counting()
+    ours = Counting(dropout)
     data = [(torch.randn(6, 4), torch.randint(0, 4, (6,))) for _ in range(4)]
+    torch.manual_seed(1)
     by_hand(theirs, OPTIMIZERS["momentum"](theirs.parameters()), data, channels_last=False)
     seen = []
+    torch.manual_seed(1)
     train(ours, OPTIMIZERS["momentum"](ours.parameters()), data, sink=seen.append)
     assert_same(theirs.state_dict(), ours.state_dict())
-    assert [e.kind for e in seen] == ["warning"] and "not captured" in seen[0].data["message"]
+    assert [e.kind for e in seen] == (["warning", "plan"] if dropout else ["plan"])
+    assert ("cannot be captured, so its random layers" in seen[0].data.get("message", "")) == dropout
 
 
 def test_threads_are_set_while_it_is_bound():
@@ -286,3 +292,17 @@ def test_by_name():
     assert "'sequential'" in error.value.hint
     with pytest.raises(OptionError, match="no field 'stages'"):
         make_strategy("sequential", stages=2)
+
+
+def test_capturing_is_spared_where_nothing_is_drawn(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("captured")
+
+    monkeypatch.setattr("convoy.strategies.sequential.capture", refuse)
+    model = make()
+    state = torch.get_rng_state()
+    train(model, OPTIMIZERS["sgd"](model.parameters()), batches(1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.norm.num_batches_tracked == 1
+    with pytest.raises(WorkerFailed, match="captured"):
+        train(make(dropout=0.5), OPTIMIZERS["sgd"](model.parameters()), batches(1))

@@ -53,7 +53,9 @@ def test_memory_formats_come_back():
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     volume = torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
     turned = torch.randn(3, 4).t()
-    for tensor in (image, volume, turned):
+    narrow = torch.randn(6, 1, 5, 5).to(memory_format=torch.channels_last)
+    assert narrow.is_contiguous() and narrow.stride() == (25, 1, 5, 1)
+    for tensor in (image, volume, turned, narrow):
         back = round_trip(tensor)
         assert torch.equal(back, tensor) and back.stride() == tensor.stride()
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from convoy.errors import ConvoyError, ModelError, OptionError, WorkerFailed
-from convoy.events.event import Event, Sink
+from convoy.events.event import Event, EventKind, Sink
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
 from convoy.graph.random import Keyed, keyed
@@ -100,6 +100,7 @@ class SequentialStep:
         self._device = torch.device(settings.device)
         self._parameters = list(model.parameters())
         self._captured: Graph | None = None  # where the model has random layers
+        self._looked = False
         self._batch = 0
         self._plan: SequentialPlan | None = None
         self._threads_before: int | None = None
@@ -109,10 +110,13 @@ class SequentialStep:
         if self._settings.channels_last:
             x = channels_last(x)
         if self._plan is None:
-            self._begin(x)
+            self._begin()
         batch = self._batch
         self._optimizer.zero_grad(set_to_none=True)
         try:
+            if not self._looked and self._model.training:
+                self._look_for_randomness(x)
+                self._report("plan", Sequential.name, {} if self._plan is None else self._plan.to_dict())
             with self._autocast():
                 output = self._forward(x, batch)
                 loss = self._loss(output, y)
@@ -141,39 +145,57 @@ class SequentialStep:
         with keyed(self._settings.seed, batch):
             return graph.output.rebuild(graph.program(*values.values()))
 
-    def _begin(self, x: Any) -> None:
-        """Once, with the first batch: place the model, find random layers, set the threads."""
+    def _begin(self) -> None:
+        """Once, with the first batch: place the model, set the threads."""
         prepare_model(self._model, self._optimizer, self._device, self._settings.channels_last)
         if self._settings.threads is not None:
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(self._settings.threads)
-        notes: tuple[str, ...] = ()
-        random_layers: tuple[str, ...] = ()
+        self._plan = SequentialPlan(strategy=Sequential.name, threads=torch.get_num_threads(), runs="module")
+
+    def _look_for_randomness(self, x: Any) -> None:
+        """Once, with the first batch in train mode: capture the model if its forward pass draws random numbers.
+
+        A forward pass that leaves torch's generator alone tells that without the seconds that capturing takes; the
+        buffers that it changed are put back.
+        """
+        self._looked = True
+        devices = [] if self._device.type != "cuda" else [self._device]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
+        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
+            before = _generators(self._device)
+            call(self._model, x)
+            draws = not torch.equal(before, _generators(self._device))
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if not draws or self._plan is None:
+            return
         try:
             graph = capture(self._model, *arguments(x))
         except ModelError as error:
-            notes = (f"not captured, so random layers, if any, draw from torch's global generator: {error.message}",)
-            self._warn(notes[0])
-        else:
-            random_layers = tuple(m.name for m in graph.program.modules() if isinstance(m, Keyed))
-            if random_layers:
-                self._captured = graph
-        self._plan = SequentialPlan(
-            strategy=Sequential.name,
-            threads=torch.get_num_threads(),
-            runs="captured program" if self._captured is not None else "module",
-            random_layers=random_layers,
-            notes=notes,
-        )
+            note = f"cannot be captured, so its random layers draw from torch's global generator: {error.message}"
+            self._plan = replace(self._plan, notes=(note,))
+            self._report("warning", "capture", {"message": f"{type(self._model).__name__} {note}"})
+            return
+        layers = tuple(m.name for m in graph.program.modules() if isinstance(m, Keyed))
+        if layers:
+            self._captured = graph
+            self._plan = replace(self._plan, runs="captured program", random_layers=layers)
 
-    def _warn(self, message: str) -> None:
+    def _report(self, kind: EventKind, name: str, data: Mapping[str, Any]) -> None:
         if self._sink is not None:
-            self._sink(Event("warning", "capture", data={"message": message}))
+            self._sink(Event(kind, name, data=data))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._settings.precision == "bfloat16":
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
+        """Epochs make no difference."""
+
+    def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
+        """Epochs make no difference."""
 
     def drain(self) -> list[StepResult]:
         """Nothing is ever in flight."""
@@ -185,7 +207,7 @@ class SequentialStep:
             self._threads_before = None
 
     def state(self) -> Mapping[str, Any]:
-        return {"batch": self._batch}
+        return {"batch": self._batch, "version": self._batch}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._batch = int(state["batch"])
@@ -198,3 +220,9 @@ class SequentialStep:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _generators(device: torch.device) -> torch.Tensor:
+    """The state of the generators that a model on ``device`` may draw from."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state

@@ -86,7 +86,7 @@ def dense_strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
     The order decides which kernels run and so the last bits; hence it is stored. A view with gaps or overlaps comes
     back contiguous.
     """
-    if tensor.layout is not torch.strided or tensor.is_contiguous() or tensor.numel() == 0:
+    if tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.stride() == row_by_row(tensor.shape):
         return None
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
@@ -94,6 +94,11 @@ def dense_strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
             return None
         expected *= size
     return tuple(tensor.stride())
+
+
+def row_by_row(shape: torch.Size) -> tuple[int, ...]:
+    # ``is_contiguous`` overlooks dimensions of size 1, by whose strides PyTorch still chooses its kernels.
+    return tuple(torch.empty(shape, device="meta").stride())
 
 
 def with_strides(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from convoy.errors import CheckpointError
 from convoy.training.checkpoint import Checkpoint
-from convoy.training.codec import dense_strides, with_strides
+from convoy.training.codec import dense_strides, row_by_row, with_strides
 from convoy.training.setup import Setup, TrainingState, Watches
 
 
@@ -102,6 +102,6 @@ def load_model(model: torch.nn.Module, values: Mapping[str, Any]) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         value = values[name]
         if isinstance(tensor, torch.Tensor) and dense_strides(tensor) != dense_strides(value):
-            order = list(dense_strides(value) or torch.empty(value.shape, device="meta").stride())
+            order = list(dense_strides(value) or row_by_row(value.shape))
             tensor.data = with_strides(tensor.detach(), order)
     model.load_state_dict(dict(values))
