@@ -83,17 +83,38 @@ def cut_after_layer(graph: Graph, layer: int) -> int:
 
 def cut_at_module(graph: Graph, path: str) -> int:
     """The position of the first node of the module ``path``: the next stage starts with it. Raises ``ModelError``
-    with similar names where the model has no such module, and where no cut may fall there."""
-    for position, node in enumerate(graph.nodes):
-        if node.kind in ("input", "output"):
-            continue
-        if any(where == path or where.startswith(f"{path}.") for where in (node.path, node.scope)):
-            return _checked(graph, position, f"before {path!r}")
+    with similar names where the model has no such module, and where no cut may fall there. A ``cut_name`` is
+    understood too."""
+    place = _place_of(graph, path)
+    if place is not None:
+        return _checked(graph, place, f"before {path!r}")
     known = _module_paths(graph)
     close = get_close_matches(path, known, n=3, cutoff=0.5) or sorted(known)[:5]
     raise ModelError(
         f"{graph.model_name} runs no module {path!r}", hint="did you mean " + ", ".join(map(repr, close)) + "?"
     )
+
+
+def cut_name(graph: Graph, position: int) -> str:
+    """What ``cut_at_module`` understands as the cut at ``position``: the path of the module that begins there, or
+    else the name of the node, or else (a module is called so) "#" and the node's number."""
+    node = graph.nodes[position]
+    for name in (node.path, node.name):
+        if name and _place_of(graph, name) == position:
+            return name
+    return f"#{position}"
+
+
+def _place_of(graph: Graph, name: str) -> int | None:
+    """Where the first node of the module ``name``, or else the node of that name or "#number", stands."""
+    for position, node in enumerate(graph.nodes):
+        if node.kind in ("input", "output"):
+            continue
+        if any(where == name or where.startswith(f"{name}.") for where in (node.path, node.scope)):
+            return position
+    if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(graph.nodes):
+        return int(name[1:])
+    return graph.position.get(name)
 
 
 def split(graph: Graph, cuts: Sequence[int]) -> tuple[Segment, ...]:

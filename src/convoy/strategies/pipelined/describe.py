@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from convoy.graph.graph import Graph, Node
-from convoy.graph.split import Segment
+from convoy.graph.split import Segment, cut_name
 from convoy.strategies.pipelined.clock import delays, staleness_in_updates
 from convoy.strategies.pipelined.plan import PipelinePlan, StagePlan, predict
 
@@ -65,7 +65,7 @@ def describe(
         delays=stage_delays,
         links=tuple(links),
         threads_per_worker=threads,
-        cuts=tuple(_title(graph.nodes[cut]) for cut in cuts),
+        cuts=tuple(cut_name(graph, cut) for cut in cuts),
         stages=tuple(stages),
         stale_share=sum(s.weight_bytes for s in stages[:-1]) / weights if weights else 0.0,
         notes=tuple(graph.notes) + _stash_note(graph, stage_delays),
@@ -92,4 +92,3 @@ def _layers(nodes: Sequence[Node]) -> str:
     if not numbers:
         return "–"
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
-
