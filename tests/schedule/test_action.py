@@ -8,9 +8,7 @@ from convoy.schedule.schedule import Schedule
 
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9_.>]{0,8}", fullmatch=True)
 refs = st.lists(st.builds(Ref, names, st.integers(0, 10**6)), max_size=4).map(tuple)
-actions = st.builds(
-    Action, st.sampled_from("FBUE"), names, st.integers(0, 999), st.integers(0, 9), refs, refs
-)
+actions = st.builds(Action, st.sampled_from("FBUE"), names, st.integers(0, 999), st.integers(0, 9), refs, refs)
 lanes = st.sampled_from(["worker 1", "worker 2f", "driver"])
 
 

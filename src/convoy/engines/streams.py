@@ -22,7 +22,6 @@ from convoy.engines.threads import ThreadsEngine
 from convoy.schedule.action import Action, Ref
 from convoy.schedule.schedule import DRIVER
 
-
 _MARKS = 256  # launched actions remembered before finished ones are forgotten
 
 
@@ -68,7 +67,7 @@ class Cuda:
     def open(self, lane: str) -> torch.cuda.Stream:
         if lane == DRIVER:  # the caller's own work comes before what it submits
             return torch.cuda.current_stream(self._first)
-        return torch.cuda.Stream(device=self._devices[lane])
+        return torch.cuda.Stream(device=self._devices[lane])  # type: ignore[no-untyped-call]
 
     @contextmanager
     def using(self, stream: torch.cuda.Stream) -> Iterator[None]:
@@ -76,7 +75,7 @@ class Cuda:
             yield
 
     def mark(self, stream: torch.cuda.Stream) -> Mark:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from convoy.errors import InputError
 
 _REF = re.compile(r"^(?P<name>[^\s@:]+)@(?P<version>\d+)$")
-_ACTION = re.compile(r"^(?P<kind>[A-Za-z]+) (?P<subject>\S+) (?P<batch>\d+)\.(?P<part>\d+) :(?P<reads>[^:]*?)=>(?P<writes>.*)$")
+_ACTION = re.compile(
+    r"^(?P<kind>[A-Za-z]+) (?P<subject>\S+) (?P<batch>\d+)\.(?P<part>\d+) :(?P<reads>[^:]*?)=>(?P<writes>.*)$"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ class Settings:
     gradient norm per update (per stage where there are stages). ``threads`` are all intra-op threads that may be
     used (None: all cores). ``max_memory`` in bytes, per run. ``trace`` keeps every action as an event.
     ``watchdog_seconds``: how long nothing may move before the run is declared stalled. ``total_steps``: mini-batches
-    of the whole run, for what depends on its length (the Trainer fills it in).
+    of the whole run, for what depends on its length (where it is None, what ``begin_epoch``
+    says). ``forecast``: measure before training even where nothing has to be chosen, so that the plan can predict.
     """
 
     seed: int = 0
@@ -38,6 +39,7 @@ class Settings:
     trace: bool = False
     watchdog_seconds: float = 300.0
     total_steps: int | None = None
+    forecast: bool = False
 
 
 class StepResult(Protocol):

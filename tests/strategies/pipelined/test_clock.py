@@ -79,9 +79,7 @@ def test_cycles_of_the_publication(k: int, batches: int, placement: str) -> None
     st.lists(st.integers(1, 4), min_size=1, max_size=10),
     st.sets(st.integers(1, 9), max_size=2),
 )
-def test_versions_follow_the_closed_formula(
-    k: int, clock: tuple[str, int], parts: list[int], drains: set[int]
-) -> None:
+def test_versions_follow_the_closed_formula(k: int, clock: tuple[str, int], parts: list[int], drains: set[int]) -> None:
     """Forward of part u at a stage with delay d reads max(v, batch(max(0, u - d))), backward reads batch(u), where v
     is the version at the last drain and parts count from it."""
     stage_delays = delays(k + 1, *clock)

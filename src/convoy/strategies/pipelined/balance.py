@@ -34,14 +34,32 @@ SPLIT_SPEED = 1.5  # a stage with two workers is through in its backward's time,
 class Balanced:
     """The cuts taken, the measured stage times (together), and how many partitions were tried."""
 
-    cuts: list[int]
+    cuts: tuple[int, ...]
     times: tuple[StageTime, ...]
     tried: int
 
 
-def balanced(
-    profile: Profile,
-    stages: int,
+def best_cuts(profile: Profile, stages: int, split_placement: bool) -> list[tuple[int, ...]]:
+    """The optimal partition of the measured costs and up to three others within 6 %, best first."""
+    graph = profile.graph
+    places = allowed_cuts(graph)
+    bytes_at = {p: sum(graph.by_name[name].output_bytes for name in crossing(graph, p)) for p in places}
+    found = nearly_optimal(
+        profile.costs,
+        places,
+        stages,
+        within=0.06,
+        count=4,
+        apart=0.015,
+        crossing={p: 2 * n / HANDOVER_BYTES_PER_SECOND for p, n in bytes_at.items()},
+        speeds=_speeds(stages, split_placement),
+    )
+    return [partition.cuts for partition in found]
+
+
+def compare_cuts(
+    graph: Graph,
+    candidates: Sequence[Sequence[int]],
     *,
     split_placement: bool,
     threads: int,
@@ -51,36 +69,25 @@ def balanced(
     settings: Settings,
     budget_seconds: float = 8.0,
 ) -> Balanced:
-    """Cut ``profile.graph`` into ``stages`` of equal time. ``values``: one batch by input name."""
-    graph = profile.graph
-    places = allowed_cuts(graph)
-    bytes_at = {p: sum(graph.by_name[name].output_bytes for name in crossing(graph, p)) for p in places}
-    speeds = [SPLIT_SPEED] * (stages - 1) + [1.0] if split_placement else None
-    found = nearly_optimal(
-        profile.costs,
-        places,
-        stages,
-        within=0.06,
-        count=4,
-        apart=0.015,
-        crossing={p: 2 * n / HANDOVER_BYTES_PER_SECOND for p, n in bytes_at.items()},
-        speeds=speeds,
-    )
+    """Run the stages of every candidate side by side and take the one whose slowest stage is fastest.
+
+    ``values``: one batch by input name.
+    """
     scratch = replace(graph, program=copy.deepcopy(graph.program))  # running it moves BatchNorm estimates
-    candidates = [
-        runnable(scratch, split(scratch, partition.cuts), values, target, loss, settings) for partition in found
-    ]
-    measured = stage_seconds(
-        candidates, repeats=7, budget_seconds=budget_seconds, threads=threads, together=stages > 1
-    )
-    weight = speeds or [1.0] * stages
-    worst = [max(t.seconds / w for t, w in zip(times, weight, strict=True)) for times in measured]
-    best = min(range(len(found)), key=lambda i: worst[i])
-    return Balanced(list(found[best].cuts), measured[best], len(found))
+    made = [runnable(split(scratch, cuts), values, target, loss, settings) for cuts in candidates]
+    stages = len(made[0])
+    measured = stage_seconds(made, repeats=7, budget_seconds=budget_seconds, threads=threads, together=stages > 1)
+    speeds = _speeds(stages, split_placement)
+    worst = [max(t.seconds / w for t, w in zip(times, speeds, strict=True)) for times in measured]
+    best = min(range(len(candidates)), key=lambda i: worst[i])
+    return Balanced(tuple(candidates[best]), measured[best], len(candidates))
+
+
+def _speeds(stages: int, split_placement: bool) -> list[float]:
+    return [SPLIT_SPEED if split_placement else 1.0] * (stages - 1) + [1.0]
 
 
 def runnable(
-    graph: Graph,
     segments: Sequence[Segment],
     values: Mapping[str, Any],
     target: Any,

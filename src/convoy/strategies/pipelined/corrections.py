@@ -60,10 +60,10 @@ class Corrections:
 
     @property
     def prediction(self) -> str | None:
-        """"linear" or "momentum", where a prediction is in force."""
+        """ "linear" or "momentum", where a prediction is in force."""
         return next((name.partition(":")[2] for name in self.names if name.startswith("predict:")), None)
 
-    def check(self, optimizer: Optimizer, accumulate: int, total_steps: int | None) -> None:
+    def check(self, optimizer: Optimizer, accumulate: int) -> None:
         """Refuse in one sentence what the optimizer or the other options do not allow."""
         needs = [name for name in self.names if name in _MOMENTUM]
         if needs:
@@ -75,9 +75,12 @@ class Corrections:
                 )
         if "dc-asgd" in self and accumulate > 1:
             raise OptionError(
-                f"correction 'dc-asgd' compares two versions of the weights and does not apply to accumulate={accumulate}",
+                f"correction 'dc-asgd' compares two versions of the weights and is not for accumulate={accumulate}",
                 hint="set accumulate=1 or choose another correction",
             )
+
+    def check_length(self, total_steps: int | None) -> None:
+        """Refuse PipeMare where the length of the run is not known; asked when the first batch comes."""
         if "pipemare" in self and not total_steps:
             raise OptionError(
                 "correction 'pipemare' has to know how long the run is",
@@ -91,17 +94,15 @@ class Corrections:
         _, b = spike_factors(max(delays), momentum)
         if b <= 2.0:
             return ()
-        return (
-            f"spike compensation multiplies the first response of stage 1 to a gradient by {b:.1f}; without prediction "
-            "it diverged at a learning rate of 0.1, so watch the loss or lower the rate",
-        ) if self.prediction is None else (
-            f"spike compensation multiplies the first response of stage 1 to a gradient by {b:.1f}",
-        )
+        message = f"spike compensation multiplies the first response of stage 1 to a gradient by {b:.1f}"
+        if self.prediction is None:
+            message += "; without prediction it diverged at a learning rate of 0.1: watch the loss or lower the rate"
+        return (message,)
 
 
 def spike_factors(delay: float, momentum: float) -> tuple[float, float]:
     """(a, b) of w ← w - eta (a v + b g): a = m^D, b = (1 - m^D) / (1 - m). D = 1 is PyTorch's Nesterov."""
-    a = momentum**delay
+    a = float(momentum**delay)
     return a, (1 - a) / (1 - momentum)
 
 
@@ -109,7 +110,7 @@ def prediction_factor(kind: str, delay: float, momentum: float) -> float:
     """c of the look-ahead w - eta c v: D (linear), or (m - m^(D + 1)) / (1 - m) (momentum)."""
     if kind == "linear":
         return delay
-    return (momentum - momentum ** (delay + 1)) / (1 - momentum)
+    return float((momentum - momentum ** (delay + 1)) / (1 - momentum))
 
 
 def stage_lr_factor(delay: float) -> float:
@@ -119,7 +120,8 @@ def stage_lr_factor(delay: float) -> float:
 
 def pipemare_lr_factor(delay: float, update: int, total: int) -> float:
     """T1: 1 / max(D, 1)^(1 - min(k / k0, 1)), k0 a quarter of the run."""
-    return float(max(delay, 1.0) ** -(1 - min(update / max(total // 4, 1), 1.0)))
+    progress = min(update / max(total // 4, 1), 1.0)
+    return float(max(delay, 1.0) ** (progress - 1.0))
 
 
 def pipemare_decay(delay: float) -> float:

@@ -15,6 +15,7 @@ from convoy.errors import OptionError
 Hyper = list[dict[str, Any]]
 """What the parameter groups said (learning rate, momentum, ...) when a batch entered; one mapping a group."""
 
+
 def check(optimizer: Optimizer) -> None:
     """Refuse what cannot be cut into stages: an optimizer whose step needs a closure or couples all parameters."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")

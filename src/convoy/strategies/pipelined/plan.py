@@ -77,6 +77,11 @@ class PipelinePlan(Plan):
         return round(total)
 
     @property
+    def weights_held_bytes(self) -> int:
+        """Weights, their gradients and one momentum buffer: three times the weights."""
+        return 3 * sum(stage.weight_bytes for stage in self.stages)
+
+    @property
     def sequential_activation_bytes(self) -> int | None:
         if any(stage.activation_bytes is None for stage in self.stages):
             return None

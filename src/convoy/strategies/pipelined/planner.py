@@ -15,9 +15,10 @@ from convoy.graph.capture import capture
 from convoy.graph.cost import Profile, measure
 from convoy.graph.graph import Graph
 from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_module, split
+from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size
-from convoy.strategies.pipelined.balance import balanced
+from convoy.strategies.pipelined.balance import best_cuts, compare_cuts
 from convoy.strategies.pipelined.describe import describe
 from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
@@ -96,7 +97,8 @@ def positions(strategy: Pipelined, graph: Graph) -> list[int] | None:
 def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: Any, settings: Settings) -> Planned:
     """Capture ``model`` on the batch ``x``, decide the cuts and predict what they bring.
 
-    Measures where the cuts are automatic. Raises ModelError and OptionError for what cannot be cut as asked.
+    Measures where the cuts are automatic, where a forecast is wanted and where memory is bounded. Raises ModelError
+    and OptionError for what cannot be cut as asked, or does not fit.
     """
     args, kwargs = arguments(x)
     graph = capture(model, args, kwargs)
@@ -105,21 +107,48 @@ def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: 
     threads = max(1, available_threads(settings) // _workers(strategy, stages))
     inputs = tuple(n.name for n in graph.nodes if n.kind == "input")
     profile, times = None, None
-    if cuts is None:
+    if cuts is None or settings.forecast or settings.max_memory is not None:
         profile = measure(
             graph, args, kwargs, loss=loss, target=y, budget_seconds=PROFILE_SECONDS, threads=threads,
             seed=settings.seed, precision=settings.precision,
         )  # fmt: skip
         graph = profile.graph
-        found = balanced(
-            profile, stages, split_placement=strategy.placement == "split", threads=threads,
+        found = compare_cuts(
+            graph,
+            [tuple(cuts)] if cuts is not None else best_cuts(profile, stages, strategy.placement == "split"),
+            split_placement=strategy.placement == "split", threads=threads,
             values=dict(zip(inputs, graph.bind(args, kwargs).values(), strict=True)), target=y, loss=loss,
             settings=settings,
         )  # fmt: skip
-        cuts, times = found.cuts, found.times
+        cuts, times = list(found.cuts), found.times
+    assert cuts is not None
     segments = split(graph, cuts)
     plan = describe(strategy, graph, cuts, segments, threads, batch_size(x), profile, times)
+    reason = inexact_mean(loss) if strategy.accumulate > 1 else None
+    if reason is not None:
+        note = f"with {reason} the mean over micro-batches is not exactly the mean over the mini-batch"
+        plan = replace(plan, notes=(*plan.notes, note))
+    if settings.max_memory is not None:
+        _check_memory(plan, settings.max_memory)
     return Planned(plan, graph, segments, inputs, profile)
+
+
+def _check_memory(plan: PipelinePlan, limit: int) -> None:
+    """Refuse a plan whose weights, gradients and activations do not fit."""
+    need = (plan.activation_bytes or 0) + plan.weights_held_bytes
+    if need <= limit:
+        return
+    sequential = (plan.sequential_activation_bytes or 0) + plan.weights_held_bytes
+    hint = "use a smaller batch"
+    if plan.clock == "registers":
+        hint = "clock='1f1b' holds half as many activations, accumulate=4 a quarter"
+    elif plan.accumulate == 1:
+        hint = "accumulate=4 holds a quarter of the activations"
+    raise OptionError(
+        f"this pipeline holds {megabytes(need)} at its peak (sequential training {megabytes(sequential)}), and "
+        f"max_memory is {megabytes(limit)}",
+        hint=hint,
+    )
 
 
 def _workers(strategy: Pipelined, stages: int) -> int:

@@ -143,7 +143,9 @@ class PipelineProgram:
         with torch.enable_grad(), self._autocast(), keyed(self._seed, *unit):
             inputs = tuple(values[name] for name in stage.segment.inputs)
             outputs = stage.weights.run(unit, batch.hyper, inputs)
-            loss = self._loss(outputs, _to(fed.target, stage.device)) if stage.index == self._last and fed is not None else None
+            loss = None
+            if stage.index == self._last and fed is not None:
+                loss = self._loss(outputs, _to(fed.target, stage.device))
         kept = Kept(received, {})
         if loss is not None:
             assert fed is not None

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -22,7 +23,7 @@ from convoy.errors import DataError, InternalError, OptionError
 from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
-from convoy.strategies.base import Loss, Settings
+from convoy.strategies.base import Loss, Settings, StepResult
 from convoy.strategies.batch import batch_size, channels_last, map_tensors, prepare_model, to_device
 from convoy.strategies.pipelined.clock import PipelineSchedule
 from convoy.strategies.pipelined.corrections import Corrections
@@ -59,7 +60,7 @@ class PipelinedStep:
     ) -> None:
         check(optimizer)
         check_settings(settings)
-        Corrections.parse(strategy.correction).check(optimizer, strategy.accumulate, settings.total_steps)
+        Corrections.parse(strategy.correction).check(optimizer, strategy.accumulate)
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
@@ -67,9 +68,11 @@ class PipelinedStep:
         self._closed = False
         self._next = 0
         self._version = 0
+        self._cuts: list[str] | None = None  # of the run that is resumed
         self._pending: deque[PipelinedResult] = deque()
         self._updates: deque[tuple[int, Action]] = deque()
         self._entered: Action | None = None
+        self._total = settings.total_steps
         self._begin = True  # nothing is in flight: the first batch, or the first after a drain
 
     # --- Step ----------------------------------------------------------------------------------------------
@@ -106,12 +109,14 @@ class PipelinedStep:
         return None
 
     def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
-        """Epochs make no difference: there is no flush between them."""
+        """There is no flush between epochs; only the length of the run is of interest."""
+        if self._total is None and batches is not None:
+            self._total = epochs * batches
 
     def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
         """Epochs make no difference."""
 
-    def drain(self) -> list[PipelinedResult]:
+    def drain(self) -> list[StepResult]:
         if self._engine is None:
             return []
         with uninterrupted():
@@ -119,7 +124,7 @@ class PipelinedStep:
         self._engine.settle()
         self._forget()
         self._entered, self._begin = None, True
-        results = list(self._pending)
+        results: list[StepResult] = list(self._pending)
         self._pending.clear()
         return results
 
@@ -132,13 +137,20 @@ class PipelinedStep:
     def state(self) -> Mapping[str, Any]:
         if self._pending:
             raise InternalError("the state of a pipeline is only defined after a drain")
-        return {"batch": self._next, "version": self._next}
+        cuts = self._planned.plan.cuts if self._engine is not None else self._cuts
+        return {"batch": self._next, "version": self._next, "cuts": None if cuts is None else list(cuts)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if self._engine is not None:
             raise InternalError("a pipeline is restored before its first batch")
         self._next = int(state["batch"])
         self._version = int(state["version"])
+        self._cuts = state.get("cuts")
+        chosen = self._strategy
+        automatic = chosen.cuts is None and chosen.ppv is None
+        if automatic and self._cuts is not None and len(self._cuts) + 1 == (chosen.stages or 2):
+            # Measured again, they might fall elsewhere, and the numbers would be others.
+            self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts))
 
     def plan(self) -> PipelinePlan | None:
         return self._planned.plan if self._engine is not None else None
@@ -168,7 +180,6 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)  # left by whoever trained before: gradients are added to
         self._planned: Planned = plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings)
         segments = self._planned.segments
         producers = {name: 0 for name in self._planned.inputs}
@@ -176,11 +187,13 @@ class PipelinedStep:
         devices = spread(segments, self._settings.device)
         plan = self._planned.plan
         corrections = Corrections.parse(self._strategy.correction)
+        corrections.check_length(self._total)
+        self._warn(corrections, plan)
         stages = []
         for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1):
             optimizer = StageOptimizer(self._optimizer, segment.parameters.values())
             delay = plan.delays[i - 1] / self._strategy.accumulate
-            weights = policy(segment, optimizer, delay, corrections, self._settings.total_steps)
+            weights = policy(segment, optimizer, delay, corrections, self._total)
             stages.append(Stage(i, segment, producers, weights, device))
         self._program = PipelineProgram(
             stages,
@@ -227,6 +240,12 @@ class PipelinedStep:
                 f"{sum(extent(self._optimizer))}",
                 hint="drain and close the step, then bind the strategy again",
             )
+
+    def _warn(self, corrections: Corrections, plan: PipelinePlan) -> None:
+        momentum = float(self._optimizer.param_groups[0].get("momentum", 0.0))
+        for message in corrections.warnings(tuple(stage.staleness for stage in plan.stages), momentum):
+            if self._sink is not None:
+                self._sink(Event("warning", "correction", data={"message": message}))
 
     def _feeds(self, x: Any, y: Any) -> list[Fed]:
         """The batch in parts, each with its share of the loss. Raises DataError for a batch that does not fit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import nn
@@ -26,9 +27,10 @@ class Pipelined(Strategy):
     Say where to cut in one of three ways: ``stages`` (K + 1 of them, cut where the measured cost is balanced; 2 when
     nothing is said), ``cuts`` (module names, each the first of the next stage) or ``ppv`` (layer numbers after which
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
-    (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a
-    mini-batch enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
-    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``engine``: "threads", "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
+    (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a mini-batch
+    enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
+    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``engine``: "threads",
+    "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
 
     Raises OptionError for values that make no sense alone or together.
     """
@@ -77,7 +79,7 @@ class Pipelined(Strategy):
 
     @staticmethod
     def _check_ppv(ppv: tuple[int, ...]) -> None:
-        if any(not isinstance(p, int) or p < 1 for p in ppv) or any(a >= b for a, b in zip(ppv, ppv[1:], strict=False)):
+        if any(not isinstance(p, int) or p < 1 for p in ppv) or any(a >= b for a, b in pairwise(ppv)):
             raise OptionError(
                 f"ppv is {list(ppv)}, which is not a rising list of layer numbers", hint="write for example ppv=[7, 13]"
             )

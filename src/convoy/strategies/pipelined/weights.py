@@ -111,7 +111,7 @@ class Predicted(Stepped):
                 buffer = self._buffers[id(p)]
                 with torch.no_grad():
                     torch.sub(p, velocity, alpha=factor, out=buffer)
-                result[id(p)] = _Ahead.apply(p, buffer)
+                result[id(p)] = _Ahead.apply(p, buffer)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -173,11 +173,13 @@ class Stashed(Weights):
 
 class PipeMare(Weights):
     """T1: a learning rate that starts lower where the delay is longer. T2: backward at w - D delta, an estimate of the
-    forward's weights from a running mean delta of the updates."""
+    forward's weights from a running mean delta of the updates.
+
+    delta is kept in the optimizer's state (``pipemare_drift``), so that checkpoints hold it.
+    """
 
     def __init__(self, segment: Segment, optimizer: StageOptimizer, delay: float, total_steps: int) -> None:
         self._estimate = [p.detach().clone() for p in segment.parameters.values()] if delay else []
-        self._drift = [torch.zeros_like(p) for p in self._estimate]
         self._total = total_steps
         super().__init__(segment, optimizer, delay)
 
@@ -186,18 +188,24 @@ class PipeMare(Weights):
         return CurrentWeights(self.parameters, sources=estimates)
 
     def before_backward(self, unit: tuple[int, int]) -> None:
-        for p, drift, estimate in zip(self.parameters, self._drift, self._estimate, strict=False):
-            torch.sub(p.detach(), drift, alpha=self.delay, out=estimate)
+        for p, estimate in zip(self.parameters, self._estimate, strict=False):
+            drift = self.optimizer.state(p).get("pipemare_drift") if p.requires_grad else None
+            if drift is None:
+                estimate.copy_(p.detach())
+            else:
+                torch.sub(p.detach(), drift, alpha=self.delay, out=estimate)
 
     def update(self, batch: int, hyper: Hyper, clip: float | None) -> None:
-        if self.delay:
-            hyper = scaled(hyper, pipemare_lr_factor(self.delay, batch, self._total))
-            old = [p.detach().clone() for p in self.parameters]
-        super().update(batch, hyper, clip)
-        if self.delay:
-            gamma = pipemare_decay(self.delay)
-            for p, drift, before in zip(self.parameters, self._drift, old, strict=True):
-                drift.mul_(gamma).add_(p.detach() - before, alpha=1 - gamma)
+        if not self.delay:
+            super().update(batch, hyper, clip)
+            return
+        old = {p: p.detach().clone() for p in self.optimizer.parameters if p.grad is not None}
+        super().update(batch, scaled(hyper, pipemare_lr_factor(self.delay, batch, self._total)), clip)
+        gamma = pipemare_decay(self.delay)
+        for p, before in old.items():
+            state = self.optimizer.state(p)
+            drift = state.setdefault("pipemare_drift", torch.zeros_like(p))
+            drift.mul_(gamma).add_(p.detach() - before, alpha=1 - gamma)
 
 
 class _Version:
