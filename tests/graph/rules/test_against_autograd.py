@@ -94,6 +94,15 @@ def test_batch_norm(check_module, images, shape, dtype, last, training, affine, 
     check_module(module, x)  # a second batch, with the count and the running statistics of the first
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_that_stopped_tracking(check_module, images, training):
+    """Tracking switched off afterwards: the buffers are there, but training leaves them alone."""
+    module = nn.BatchNorm2d(3).train(training)
+    module.track_running_stats = False
+    check_module(module, images((4, 3, 5, 5)))
+    assert module.running_mean.eq(0).all() and module.num_batches_tracked == 0
+
+
 ACTIVATIONS = [
     nn.ReLU(),
     nn.ReLU(inplace=True),
