@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import linecache
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
 
@@ -15,15 +15,17 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from convoy.errors import ModelError
+from convoy.graph.export import exported
 from convoy.graph.glue import glue
 from convoy.graph.graph import Graph, Node, TensorSpec
 from convoy.graph.inplace import Storages
 from convoy.graph.kinds import kind_of
 from convoy.graph.numbering import number
 from convoy.graph.random import Keyed
-from convoy.graph.recorder import Recorder, Untraceable, is_tensor, origin_of
+from convoy.graph.recorder import AUTOGRAD_FUNCTION, Recorder, Untraceable, is_tensor, origin_of
 from convoy.graph.shadow import meta_like, shadow_of
 from convoy.graph.signature import Signature
+from convoy.graph.source import quoted
 from convoy.graph.structure import Structure, flatten
 from convoy.graph.wrap import MethodCall, NoGrad
 
@@ -41,6 +43,44 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if not batched:
         raise ModelError("the example batch contains no tensor", hint="give the model's inputs as tensors")
     names = _input_names(model, args, kwargs, arguments)
+    takes = Signature(arguments, tuple(names))
+    example = _Example(arguments, tensors, names, batched[0])
+    try:
+        recorder, output, coarse = _record(model, example)
+    except Untraceable as problem:
+        other = None
+        if problem.reason != AUTOGRAD_FUNCTION:  # export would differentiate through its forward
+            other = exported(model, tuple(args), kwargs, example.batch_size)
+        if other is None:
+            raise _refusal(model, problem) from problem
+        try:
+            recorder, output, coarse = _record(other, example)
+        except Untraceable:
+            raise _refusal(model, problem) from problem
+        recorder.note(f"captured by torch.export, so nodes carry no module names: {problem}")
+        return _Builder(model, other, recorder, takes, output, "export").build()
+    for path, why in coarse.items():
+        recorder.note(f"{path} stays whole: {why}")
+    how = "fx with coarse leaves" if coarse else "fx"
+    return _Builder(model, model, recorder, takes, output, how).build()
+
+
+@dataclass(frozen=True)
+class _Example:
+    """The batch that shapes are taken from."""
+
+    arguments: Structure
+    tensors: list[Tensor]
+    names: list[str]
+    first: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return self.first.shape[0]
+
+
+def _record(model: nn.Module, example: _Example) -> tuple[Recorder, Structure, dict[str, Untraceable]]:
+    """Try, and try again with what stood in the way kept whole. Raises the first ``Untraceable`` when that fails."""
     coarse: dict[str, Untraceable] = {}
     while True:
         shadow, paths = shadow_of(model)
@@ -48,34 +88,33 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         recorder = Recorder(
             shadow,
             paths,
-            batch_size=batched[0].shape[0],
-            device=batched[0].device,
+            batch_size=example.batch_size,
+            device=example.first.device,
             coarse=frozenset(coarse),
             try_for_real=_runner(model),
         )
         try:
             with _random_state_kept():
-                output = recorder.trace(arguments, tensors, names)
-            break
+                return recorder, recorder.trace(example.arguments, example.tensors, example.names), coarse
         except Untraceable as problem:
             if not problem.path or problem.path in coarse:
-                raise _refusal(model, next(iter(coarse.values()), problem)) from problem
+                raise next(iter(coarse.values()), problem) from problem
             coarse[problem.path] = problem
-    for path, why in coarse.items():
-        recorder.note(f"{path} stays whole: {why.reason}" + (f" at {why.line}" if why.line else ""))
-    return _Builder(model, recorder, Signature(arguments, tuple(names)), output, bool(coarse)).build()
 
 
 class _Builder:
-    """Turns what a recorder wrote down into a ``Graph`` on the user's own modules and parameters."""
+    """Turns what a recorder wrote down into a ``Graph`` on the user's own modules and parameters.
+
+    ``recorded`` is what was recorded: the user's ``model`` itself, or a module exported from it.
+    """
 
     def __init__(
-        self, model: nn.Module, recorder: Recorder, takes: Signature, gives: Structure, with_coarse: bool
+        self, model: nn.Module, recorded: nn.Module, recorder: Recorder, takes: Signature, gives: Structure, how: str
     ) -> None:
-        self.model, self.recorder, self.takes, self.gives, self.with_coarse = model, recorder, takes, gives, with_coarse
+        self.model, self.recorded, self.recorder = model, recorded, recorder
+        self.takes, self.gives, self.how = takes, gives, how
         self.graph = recorder.graph
-        self.notes = recorder.notes
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(recorded.named_modules(remove_duplicate=False))
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.buffers = {id(b): name for name, b in model.named_buffers()}
 
@@ -106,8 +145,8 @@ class _Builder:
             parameter_elements={name: p.numel() for name, p in named.items()},
             parameter_bytes={name: p.numel() * p.element_size() for name, p in named.items()},
             glued=pairs,
-            captured_by="fx with coarse leaves" if self.with_coarse else "fx",
-            notes=tuple(self.notes),
+            captured_by=self.how,
+            notes=tuple(self.recorder.notes),
             signature=self.takes,
             output=self.gives,
             derived_weights=derived,
@@ -151,7 +190,7 @@ class _Builder:
     def _attribute(self, path: str) -> Tensor:
         if path in self.recorder.constants:
             return self.recorder.constants[path]
-        found: Any = self.model
+        found: Any = self.recorded
         for name in path.split("."):
             found = getattr(found, name)
         tensor: Tensor = found
@@ -316,12 +355,10 @@ def _random_state_kept() -> Iterator[None]:
 
 
 def _refusal(model: nn.Module, problem: Untraceable) -> ModelError:
-    file, _, number = problem.line.rpartition(":")
-    source = linecache.getline(file, int(number)).strip() if number.isdigit() else ""
-    where = f" at {problem.line}" if problem.line else ""
+    source = quoted(problem.line)
     shown = f": `{source}`" if source else ""
     return ModelError(
-        f"{type(model).__name__} cannot be captured: {problem.reason}{where}{shown}",
+        f"{type(model).__name__} cannot be captured: {problem}{shown}",
         hint="move this part into a submodule of its own, which then stays whole, or write it without Python values "
         "taken from tensors",
     )

@@ -8,12 +8,10 @@ may user code not rely on its value.
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import currentframe
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,9 @@ from convoy.errors import ModelError
 from convoy.graph.batch_number import BatchNumber, batch_number, plain, second_of
 from convoy.graph.random import RANDOM_MODULES, base_name, is_random, unkeyable, unkeyable_call
 from convoy.graph.shadow import announce_calls, meta_like
+from convoy.graph.source import inside_autograd_function, line_of, user_line
 from convoy.graph.structure import Structure, flatten
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = os.path.dirname(__file__) + os.sep
 _PLAIN = int | float | complex | str | bytes | torch.dtype | torch.layout | torch.memory_format | None
 _READS_VALUES = frozenset(
     (
@@ -37,6 +34,7 @@ _READS_VALUES = frozenset(
     )
 )
 _OPERATORS = (type(torch.ops.aten.relu), type(torch.ops.aten.relu.default))
+AUTOGRAD_FUNCTION = "a torch.autograd.Function is applied"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -44,7 +42,7 @@ class Untraceable(Exception):
     """User code does what cannot be recorded. ``path`` is the module in whose forward it happened."""
 
     def __init__(self, reason: str, path: str, line: str) -> None:
-        super().__init__(reason)
+        super().__init__(f"{reason} at {line}" if line else reason)
         self.reason, self.path, self.line = reason, path, line
 
 
@@ -91,17 +89,6 @@ def write_slice(x: Tensor, index: Any, value: Any) -> Tensor:
     return x
 
 
-def user_line(frame: Any = None) -> str:
-    """The "file:line" of the innermost frame outside of torch and of capture."""
-    frame = frame or currentframe()
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, _HERE, "<")):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
-
-
 class Recorder(TorchFunctionMode):
     """One attempt at capturing ``shadow``; modules whose path is in ``coarse`` stay whole."""
 
@@ -131,6 +118,7 @@ class Recorder(TorchFunctionMode):
         self._autocast = {d: torch.is_autocast_enabled(d) for d in {"cpu", device.type}}
         self._scopes = [""]
         self._paused = False
+        self._lost_batch = False
         announce_calls(shadow, self.call_module)
 
     # --- the run ---------------------------------------------------------------------------------------------
@@ -153,16 +141,24 @@ class Recorder(TorchFunctionMode):
         with self._pause():
             call = _Call()
             self.graph.output(tuple(self._to_node(leaf, call) for leaf in leaves))
-            for leaf in leaves:
-                self._check_follows_batch(leaf)
+            if any(map(self._loses_batch, leaves)):
+                self.note(f"the model works for batches of {self.batch_size} samples only")
         return structure
 
-    def _check_follows_batch(self, leaf: Any) -> None:
-        value = self._values.get(id(leaf))
-        if value is None or not value.first.dim() or value.first.shape[0] != self.batch_size:
-            return
-        if value.second is None or value.second.shape[0] == self.batch_size:
-            self.note(f"the model works for batches of {self.batch_size} samples only: its output has that size fixed")
+    def _loses_batch(self, value: Any) -> bool:
+        """Whether ``value`` has the batch as its first dimension, but for the example's size only."""
+        known = self._values.get(id(value))
+        if known is None or not known.first.dim() or known.first.shape[0] != self.batch_size:
+            return False
+        return known.second is not None and known.second.shape[0] == self.batch_size
+
+    def _check_batch_kept(self, given: Any, result: Any) -> None:
+        """Python loops over the samples are unrolled for the example's batch: such a module has to stay whole."""
+        with self._pause():
+            if self._lost_batch or any(map(self._loses_batch, flatten(given, is_tensor)[0])):
+                return
+            if any(map(self._loses_batch, flatten(result, is_tensor)[0])):
+                raise self.refuse(f"it is written out for the {self.batch_size} samples of the example", "")
 
     def fixed(self, what: str) -> None:
         """A number that depends on the batch size was turned into ``what``."""
@@ -203,6 +199,8 @@ class Recorder(TorchFunctionMode):
         self._scopes.append(path)
         try:
             result = original(module, *args, **kwargs)
+            if path:
+                self._check_batch_kept((args, kwargs), result)
             for name, buffer in module.named_buffers(recurse=False):
                 if before.get(name) not in (None, id(buffer)):
                     raise self.refuse(f"the buffer {name!r} is replaced by another tensor", "")
@@ -210,7 +208,7 @@ class Recorder(TorchFunctionMode):
         except (Untraceable, ModelError):
             raise
         except Exception as error:
-            line = _line_of(error) or user_line()
+            line = line_of(error) or user_line()
             raise self.refuse(f"{type(error).__name__}: {error}", line) from error
         finally:
             self._scopes.pop()
@@ -238,6 +236,8 @@ class Recorder(TorchFunctionMode):
             return None
         if name == "size" and len(args) == 1 and not kwargs and self._is_ours(args[0]):
             return self._size(args[0])
+        if name == "sym_size":  # the same, as torch.export writes it
+            return self._record("call_method", "size", args, kwargs, Tensor.size)
         if name == "__len__":
             self._len_is_fixed(args[0])
         if unkeyable_call(name, args, kwargs):
@@ -321,17 +321,15 @@ class Recorder(TorchFunctionMode):
                     self.note(f"what {user_line()} returns depends on the batch size: {self.batch_size} is fixed")
                 others = []
             self._register_all(node, leaves, others, structure)
+            self._lost_batch |= coarse and any(map(self._loses_batch, leaves))
         return first
 
     def _check_context(self) -> None:
         """What surrounds a call in user code and cannot be carried over to a node."""
         if any(torch.is_autocast_enabled(kind) != before for kind, before in self._autocast.items()):
             raise self.refuse("autocast is switched inside the model")
-        frame = currentframe()
-        while frame is not None and frame.f_code is not Recorder.trace.__code__:
-            if frame.f_code.co_name == "apply" and frame.f_code.co_filename.endswith("autograd/function.py"):
-                raise self.refuse("a torch.autograd.Function is applied")
-            frame = frame.f_back
+        if inside_autograd_function():
+            raise self.refuse(AUTOGRAD_FUNCTION)
 
     def _prepared(self, value: Any, call: _Call) -> Any:
         """An argument as it can be evaluated: without numbers, on the meta device."""
@@ -341,6 +339,8 @@ class Recorder(TorchFunctionMode):
                 return value if value.is_meta else meta_like(value)
             if value.is_meta:
                 raise self.refuse("a tensor comes out of a call that cannot be recorded")
+            if isinstance(value, nn.Parameter):
+                raise self.refuse("a parameter is used that no registered module owns (layers in a plain list?)")
             return meta_like(value)
         if isinstance(value, torch.device):
             return torch.device("meta")
@@ -476,15 +476,6 @@ def _not_keyed(what: str) -> ModelError:
     return ModelError(
         what, hint="such draws cannot be keyed by batch; set the dropout there to 0 or write it out with F.dropout"
     )
-
-
-def _line_of(error: BaseException) -> str:
-    """The "file:line" of the innermost user frame in the traceback of ``error``."""
-    frames, step = [], error.__traceback__
-    while step is not None:
-        frames.append(f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}")
-        step = step.tb_next
-    return next((f for f in reversed(frames) if not f.startswith((_TORCH, _HERE, "<"))), "")
 
 
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:

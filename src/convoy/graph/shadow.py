@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def shadow_of(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
             if id(tensor) not in memo:
                 empty = meta_like(tensor.detach())
                 memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if _is_parameter(tensor) else empty
-                paths[id(memo[id(tensor)])] = path
+                # Also under its own id: code that reaches around the copy (a closure) then still finds its tensors.
+                paths[id(memo[id(tensor)])] = paths[id(tensor)] = path
     return _copy(model, memo), paths
 
 
@@ -57,6 +59,12 @@ def _is_parameter(tensor: Tensor) -> bool:
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what parts of torch say about being copied is no concern of the user
+        return _deep_copy(model, memo)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(model, dict(memo))
     except Exception:
