@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make smoke      Needs Python 3.11 or newer with venv and pip.
+# make demo · make test · make lint · make smoke · make examples      Needs Python 3.11 or newer with venv and pip.
 # PYTHON=python3.12 chooses the interpreter, VENV=DIR where the environment goes,
 # VENV_FLAGS=--system-site-packages keeps a PyTorch that is installed already.
 
@@ -8,7 +8,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test smoke lint install install-dev clean help
+.PHONY: demo test smoke examples lint install install-dev clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -41,6 +41,10 @@ test: install-dev
 
 smoke: install-dev
 	$(BIN)/python -m pytest -m smoke $(ARGS)
+
+# Every Python example of the README and the docs, and every script in examples/.
+examples: install-dev
+	$(BIN)/python -m pytest -m slow tests/test_examples.py $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def complaint(name: str, found: Mapping[str, Any], field: Any) -> OptionError:
     shown = repr(value) if isinstance(value, str) else str(value)
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        must = f"{words} {context[bound]}"
+        must, shown = f"{words} {context[bound]:g}", str(value)
     elif kind == "literal_error" and "|" not in extra.get("value", ""):
         must = f"one of {str(context['expected']).replace(' or ', ', ')}"
     elif "|" in extra.get("value", ""):

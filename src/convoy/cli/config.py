@@ -97,9 +97,15 @@ class TrainConfig(BaseModel):
     accumulate: int | None = _option(
         "Strategy", "Micro-batches that a mini-batch enters in.", of="pipelined", value="N"
     )
+    correction: str | None = _option(
+        "Strategy",
+        "Against staleness: stash, predict:linear, predict:momentum, spike, pipemare, dc-asgd, stage-lr or a sum.",
+        of="pipelined",
+        value="NAME[+NAME]",
+    )
     engine: str | None = _option(
-        "Strategy", "What runs the workers: threads, or all in one (the oracle).",
-        of="pipelined", value="auto|inline|threads",
+        "Strategy", "What runs the workers; inline: all in one thread, the oracle.",
+        of="pipelined", value="auto|inline|threads|streams",
     )  # fmt: skip
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = _option("Machine", "Keys all that is drawn by chance.", 0, value="N")

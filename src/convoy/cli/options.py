@@ -40,7 +40,7 @@ def command(arguments: Sequence[str]) -> Callable[..., int]:
 def chosen(arguments: Sequence[str]) -> str:
     """The strategy that the command line names; the default where it names none that there is."""
     named = TrainConfig.model_fields["strategy"].default
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if here == "--strategy":
             named = following
         elif here.startswith("--strategy="):
