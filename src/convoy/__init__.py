@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from convoy.errors import ConvoyError as ConvoyError
     from convoy.strategies.base import Settings as Settings
     from convoy.strategies.base import Strategy as Strategy
+    from convoy.strategies.hybrid import Hybrid as Hybrid
+    from convoy.strategies.oracle import oracle as oracle
     from convoy.strategies.pipelined import Pipelined as Pipelined
     from convoy.strategies.sequential import Sequential as Sequential
     from convoy.training.callbacks import EarlyStopping as EarlyStopping
@@ -26,6 +28,7 @@ _HOME = {
     "ConvoyError": "convoy.errors",
     "EarlyStopping": "convoy.training.callbacks",
     "History": "convoy.training.history",
+    "Hybrid": "convoy.strategies.hybrid",
     "KeepBest": "convoy.training.callbacks",
     "Pipelined": "convoy.strategies.pipelined",
     "Sequential": "convoy.strategies.sequential",
@@ -33,11 +36,13 @@ _HOME = {
     "Strategy": "convoy.strategies.base",
     "Trainer": "convoy.training.trainer",
     "open_data": "convoy.data",
+    "oracle": "convoy.strategies.oracle",
 }
 __all__ = [
     "ConvoyError",
     "EarlyStopping",
     "History",
+    "Hybrid",
     "KeepBest",
     "Pipelined",
     "Sequential",
@@ -46,6 +51,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "open_data",
+    "oracle",
 ]
 
 

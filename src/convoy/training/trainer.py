@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
-from dataclasses import fields as fields_of
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from convoy.errors import CheckpointError, OptionError, RunError
 from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings, Strategy
-from convoy.strategies.registry import make_strategy
+from convoy.strategies.registry import make_strategy, strategy_values
 from convoy.training.bus import Bus
 from convoy.training.callbacks import EarlyStopping, KeepBest, check_count
 from convoy.training.checkpoint import find_checkpoint, read_checkpoint
@@ -115,6 +114,11 @@ class Trainer:
         second one at once. Raises Diverged when the loss is not finite, WorkerFailed, Stalled, MachineError.
         """
         check_count("epochs", epochs)
+        if validation is None and self._setup.strategy.needs_validation:
+            raise OptionError(
+                f"strategy {self._setup.strategy.name} decides by validation, and fit was given no validation data",
+                hint="pass a second loader: fit(train, validation)",
+            )
         if self._broken:
             raise RunError(
                 "this run failed and its weights cannot be trusted",
@@ -262,15 +266,13 @@ class Trainer:
 
     def _own_config(self, epochs: int) -> dict[str, Any]:
         setup = self._setup
-        strategy: Any = setup.strategy
-        fields = {f.name: getattr(strategy, f.name) for f in fields_of(strategy)} if is_dataclass(strategy) else {}
         early = setup.early_stopping
         return {
             "model": self._model_name,
             "epochs": epochs,
             "save_every": setup.save_every,
             "scheduler_interval": setup.scheduler_interval,
-            "strategy": {"name": setup.strategy.name, **fields},
+            "strategy": strategy_values(setup.strategy),
             "settings": asdict(setup.settings),
             "early_stopping": None if early is None else asdict(early),
         }

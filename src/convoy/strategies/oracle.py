@@ -1,0 +1,162 @@
+"""The oracle: the same strategy in one thread, with the decisions that a run recorded.
+
+The same decisions give the same numbers, whatever the timing. Decisions of the user or of timing (drains, a switch at
+an epoch) are taken from the record; those made from data (a switch at a stall) are recomputed from it and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from convoy.errors import InternalError, OptionError
+from convoy.events.event import Event, Sink
+from convoy.schedule.decision import Decision
+from convoy.strategies.base import Loss, Settings, StepResult, Strategy
+from convoy.strategies.batch import split_batch
+from convoy.strategies.hybrid import Hybrid
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.record import Record, Recorded
+from convoy.strategies.sequential import Sequential
+from convoy.strategies.switching import Stall, SwitchRule
+
+
+@dataclass(frozen=True, slots=True)
+class OracleRun:
+    """``losses``: one a mini-batch. ``decisions``: what was carried out, in order. ``plan``: the strategy's.
+    ``first_difference``: the first mini-batch whose recorded loss is another one; None where all agree or none was
+    recorded."""
+
+    losses: tuple[float, ...]
+    decisions: tuple[Decision, ...]
+    plan: Any
+    first_difference: int | None
+
+
+def inline(strategy: Strategy) -> Strategy:
+    """The same strategy in one thread. Raises OptionError for one that has no oracle."""
+    if isinstance(strategy, Pipelined):
+        return replace(strategy, engine="inline")
+    if isinstance(strategy, Hybrid):
+        return replace(strategy, first=inline(strategy.first), then=inline(strategy.then))
+    if isinstance(strategy, Sequential):
+        return strategy
+    raise OptionError(f"strategy {strategy.name} has no oracle", hint="sequential, pipelined and hybrid have one")
+
+
+def oracle(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    strategy: Strategy,
+    batches: Iterable[Any],
+    *,
+    settings: Settings | None = None,
+    events: Iterable[Recorded] | None = None,
+    sink: Sink | None = None,
+) -> OracleRun:
+    """Train ``model`` on ``batches`` under ``strategy`` in one thread.
+
+    ``events`` are those of a run (or some decisions, or the rows of its ``events.jsonl``): the oracle drains and
+    switches where the run did and cuts as it cut. From equal objects, settings and batches it ends with the same bits.
+    ``batches`` yields what a loader yields; a generator may step a scheduler after each batch that it yields.
+
+    Raises OptionError where strategy or settings cannot be those of the record, InternalError where a decision made
+    from data comes out otherwise.
+    """
+    record = Record() if events is None else Record.of(events)
+    repeated = _repeating(strategy, record, recorded=events is not None)
+    decisions: list[Decision] = []
+
+    def watch(event: Event) -> None:
+        if event.kind == "decision":
+            decisions.append(Decision(event.name, event.batch, event.data.get("cause", "user"), event.data))
+        elif event.kind == "plan" and event.name == Pipelined.name:
+            _compare(event.data, record.plans[any(d.name == "switch" for d in decisions)])
+        if sink is not None:
+            sink(event)
+
+    losses: list[float] = []
+    if not model.training:
+        model.train()
+    with repeated.bind(model, loss, optimizer, settings=settings, sink=watch) as step:
+        for number, batch in enumerate(batches):
+            if number in record.drains:
+                decisions.append(Decision("drain", number, "user"))
+                losses += _losses(step.drain())
+            result = step(*split_batch(batch))
+            losses += _losses([] if result is None else [result])
+        losses += _losses(step.drain())
+        plan = step.plan()
+    differing = (n for n, value in enumerate(losses) if n in record.losses and record.losses[n] != value)
+    return OracleRun(tuple(losses), tuple(decisions), plan, next(differing, None))
+
+
+def _losses(results: Sequence[StepResult]) -> list[float]:
+    return [float(result.loss) for result in results]
+
+
+def _repeating(strategy: Strategy, record: Record, *, recorded: bool) -> Strategy:
+    """``strategy`` in one thread, with the cuts and the switch of the record."""
+    if not isinstance(strategy, Hybrid):
+        return _recut(inline(strategy), record.plans[0])
+    rule = SwitchRule.parse(strategy.switch)
+    if not recorded:
+        if rule.kind != "batch":
+            raise OptionError(
+                f"switch={strategy.switch!r} depends on epochs, which the oracle does not know",
+                hint="pass the events of the run, or use switch='batch:N'",
+            )
+        return inline(strategy)
+    if rule.kind == "stall":
+        _check_stall(rule, record)
+    first, then = (_recut(inline(part), record.plans[i]) for i, part in enumerate((strategy.first, strategy.then)))
+    if record.switch is None:
+        return first
+    return Hybrid(first, then, switch=f"batch:{record.switch.batch}")
+
+
+def _recut(strategy: Strategy, plans: Sequence[Mapping[str, Any]]) -> Strategy:
+    """Cut where the run was cut, should that have been measured: it might come out otherwise."""
+    if plans and isinstance(strategy, Pipelined) and strategy.cuts is None and strategy.ppv is None:
+        return replace(strategy, stages=None, cuts=tuple(plans[0]["cuts"]))
+    return strategy
+
+
+def _compare(own: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
+    """Raise OptionError where the replay's plan computes other numbers than a plan of the run."""
+    words = {"cuts": "cuts", "delays": "delays", "accumulate": "accumulate", "threads_per_worker": "threads a worker"}
+    for plan in plans:
+        for key, word in words.items():
+            theirs, ours = plan.get(key), own.get(key)
+            if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)):
+                theirs, ours = list(theirs), list(ours)
+            if theirs is not None and theirs != ours:
+                hint = "pass the run's Settings(threads=...)" if key == "threads_per_worker" else None
+                raise OptionError(
+                    f"the run was planned with {word} {theirs}, the replay with {ours}",
+                    hint=hint or "pass the strategy of the run",
+                )
+
+
+def _check_stall(rule: SwitchRule, record: Record) -> None:
+    """Recompute from the recorded validations where a stall was reached."""
+    stall = Stall()
+    for validation in record.validations:
+        stall.update(validation.accuracy, validation.loss)
+        if stall.waited < rule.number:
+            continue
+        came = None if record.switch is None else record.switch.batch
+        goes_on = validation.batch <= max(record.losses, default=-1)
+        if came != validation.batch and (came is not None or goes_on):
+            raise InternalError(
+                f"validation stalled after {validation.batch} mini-batches, and the run "
+                + ("did not switch" if came is None else f"switched after {came}")
+            )
+        return
+    if record.switch is not None and record.validations:
+        raise InternalError(f"the run switched after {record.switch.batch} mini-batches, and validation did not stall")

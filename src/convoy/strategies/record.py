@@ -1,0 +1,86 @@
+"""What the oracle takes from a run's events: decisions, cuts, and numbers to compare with. Plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from convoy.errors import InputError
+from convoy.events.event import Event
+from convoy.schedule.decision import Decision
+
+Recorded: TypeAlias = "Event | Decision | Mapping[str, Any]"
+"""An event, a decision, or a row of a run's ``events.jsonl``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What validation said after ``batch`` mini-batches of the run."""
+
+    batch: int
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """``drains``: the mini-batches before which the pipeline was drained. ``switch``: the one before which a hybrid
+    went over. ``plans``: the pipelines' plans before and after the switch. ``losses`` by mini-batch."""
+
+    drains: frozenset[int] = frozenset()
+    switch: Decision | None = None
+    plans: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]] = ((), ())
+    losses: Mapping[int, float] = field(default_factory=dict)
+    validations: tuple[Validation, ...] = ()
+
+    @classmethod
+    def of(cls, recorded: Iterable[Recorded]) -> Record:
+        """Raises InputError for what is no event. What a killed run did after its last checkpoint, and the resumed run
+        did again, counts once."""
+        kept: list[tuple[int, Event]] = []  # each with the mini-batch at which it fell
+        place = 0
+        for event in map(_event, recorded):
+            if (event.kind, event.name) == ("run", "begin"):
+                place = int(event.data.get("resumed_from") or 0)
+                kept = [(at, e) for at, e in kept if at < place or (at == place and e.name == "drain")]
+            place = max(place, event.batch)
+            kept.append((place if event.kind == "plan" else event.batch, event))
+        return cls._sorted([event for _, event in kept])
+
+    @classmethod
+    def _sorted(cls, events: Iterable[Event]) -> Record:
+        drains: set[int] = set()
+        switch: Decision | None = None
+        plans: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
+        losses: dict[int, float] = {}
+        validations: list[Validation] = []
+        for event in events:
+            match event.kind, event.name:
+                case "decision", "drain":
+                    drains.add(event.batch)
+                case "decision", "switch":
+                    switch = Decision("switch", event.batch, event.data.get("cause", "user"), event.data)
+                case "plan", "pipelined":
+                    plans[switch is not None].append(event.data)
+                case "step", _:
+                    losses[event.batch] = float(event.data["loss"])
+                case "epoch", _:
+                    data = event.data
+                    validations.append(
+                        Validation(event.batch + 1, data.get("validation_accuracy"), data.get("validation_loss"))
+                    )
+        return cls(frozenset(drains), switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations))
+
+
+def _event(item: Recorded) -> Event:
+    if isinstance(item, Event):
+        return item
+    if isinstance(item, Decision):
+        return Event("decision", item.name, batch=item.batch, data={"cause": item.cause, **item.data})
+    if isinstance(item, Mapping) and "kind" in item and "name" in item:
+        return Event(item["kind"], item["name"], batch=item.get("batch", -1), data=item.get("data", {}))
+    raise InputError(
+        f"{item!r} is neither an event nor a decision",
+        hint="pass Event or Decision objects, or the rows of a run's events.jsonl",
+    )
