@@ -111,9 +111,7 @@ class Reference:
         live = {n: p.detach().clone(memory_format=torch.preserve_format) for n, p in model.named_parameters()}
         self.buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self.live = live
-        self.names = {
-            i: [n for n in live if stages[n.partition(".")[0]] == i] for i in range(1, len(self.delays) + 1)
-        }
+        self.names = {i: [n for n in live if stages[n.partition(".")[0]] == i] for i in range(1, len(self.delays) + 1)}
         self.optimizers = {
             i: torch.optim.SGD(
                 [live[n] for n in names] or [torch.zeros(1)],
@@ -325,8 +323,9 @@ def chain(channels: int = 4, classes: int = 3) -> list[Layer]:
     ]
 
 
-def residual(channels: int = 4, classes: int = 3) -> list[Layer]:
-    """Two residual blocks, the second with a projection; images of 2 × 8 × 8."""
+def residual(channels: int = 8, classes: int = 3) -> list[Layer]:
+    """Two residual blocks, the second with a projection; images of 2 × 8 × 8. At least 8 channels: with fewer, PyTorch
+    2.13 on the CPU writes past its memory in the weight gradient of a channels-last 1 × 1 convolution of stride 2."""
     c = channels
 
     def conv(name: str, source: str, i: int, o: int, kernel: int = 3, stride: int = 1) -> Layer:
