@@ -9,7 +9,7 @@ weight prediction and spike compensation (Kosson et al. 2021); PipeMare (Yang et
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, pi, sin
+from math import exp, log, pi, sin
 
 from torch.optim import SGD, Optimizer
 
@@ -126,7 +126,7 @@ def pipemare_lr_factor(delay: float, update: int, total: int) -> float:
 
 def pipemare_decay(delay: float) -> float:
     """gamma of T2: 0.135^(1 / D)."""
-    return exp(-2.0024805 / delay)  # ln 0.135
+    return exp(log(0.135) / delay)
 
 
 def _no_plain_momentum(optimizer: Optimizer) -> str:

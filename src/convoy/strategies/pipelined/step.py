@@ -70,7 +70,7 @@ class PipelinedStep:
         self._version = 0
         self._cuts: list[str] | None = None  # of the run that is resumed
         self._pending: deque[PipelinedResult] = deque()
-        self._updates: deque[tuple[int, Action]] = deque()
+        self._updates: dict[int, list[Action]] = {}  # batch → its updates that are not done yet
         self._entered: Action | None = None
         self._total = settings.total_steps
         self._begin = True  # nothing is in flight: the first batch, or the first after a drain
@@ -231,7 +231,9 @@ class PipelinedStep:
         self._engine.submit(entries)
         if self.schedule is not None:
             self.schedule.extend(entries)
-        self._updates.extend((a.batch, a) for _, a in entries if a.kind == "U" and a.subject == "1")
+        for _, action in entries:
+            if action.kind == "U":
+                self._updates.setdefault(action.batch, []).append(action)
 
     def _check_optimizer(self) -> None:
         if extent(self._optimizer) != self._extent:
@@ -260,9 +262,9 @@ class PipelinedStep:
     def _forget(self) -> None:
         """Drop what finished batches held."""
         assert self._engine is not None
-        while self._updates and self._engine.is_done(self._updates[0][1]):
-            number, _ = self._updates.popleft()
-            self._program.batches.pop(number, None)
+        for number, updates in list(self._updates.items()):
+            if len(updates) == self._clock.stages and all(map(self._engine.is_done, updates)):
+                del self._updates[number], self._program.batches[number]
 
 
 def check_settings(settings: Settings) -> None:
