@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Add(nn.Module):
 class LayerNet(nn.Module):
     """The same layers as an ordinary module. The last one gives the logits."""
 
-    MODULES = {
+    MODULES: ClassVar = {
         "conv": nn.Conv2d,
         "bn": nn.BatchNorm2d,
         "relu": nn.ReLU,
