@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from convoy.errors import OptionError
 from convoy.graph.capture import capture
 from convoy.graph.cost import Profile, measure
 from convoy.graph.graph import Graph
-from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_module, split
+from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_module, cut_name, split
 from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size
@@ -40,6 +40,20 @@ class Planned:
     segments: tuple[Segment, ...]
     inputs: tuple[str, ...]
     profile: Profile | None = None
+    cuts: tuple[int, ...] = ()
+
+    def names(self, cuts: Sequence[int]) -> list[str]:
+        """Names that give these cuts again, for decisions and checkpoints."""
+        return [cut_name(self.graph, cut) for cut in cuts]
+
+    def with_cuts(self, strategy: Pipelined) -> Planned:
+        """The same model cut where ``strategy`` says; predictions are left out."""
+        cuts = positions(strategy, self.graph)
+        assert cuts is not None
+        segments = split(self.graph, cuts)
+        old = self.plan
+        plan = describe(strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, self.profile)
+        return replace(self, plan=plan, segments=segments, cuts=tuple(cuts))
 
     def bind_inputs(self, x: Any) -> Mapping[str, Any]:
         """``x`` as a batch brings it → value name → tensor.
@@ -67,7 +81,7 @@ def available_threads(settings: Settings) -> int:
 def positions(strategy: Pipelined, graph: Graph) -> list[int] | None:
     """Where the user said to cut, as positions in the graph; None for an automatic choice."""
     if strategy.cuts is not None:
-        found = [cut_at_module(graph, path) for path in strategy.cuts]
+        found = [cut_at_module(graph, place) for place in strategy.cuts]
         if any(a >= b for a, b in pairwise(found)):
             raise OptionError(
                 f"cuts {list(strategy.cuts)} are not in the order in which {graph.model_name} runs them",
@@ -130,7 +144,7 @@ def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: 
         plan = replace(plan, notes=(*plan.notes, note))
     if settings.max_memory is not None:
         _check_memory(plan, settings.max_memory)
-    return Planned(plan, graph, segments, inputs, profile)
+    return Planned(plan, graph, segments, inputs, profile, tuple(cuts))
 
 
 def _check_memory(plan: PipelinePlan, limit: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +29,7 @@ from convoy.strategies.pipelined.clock import PipelineSchedule
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.devices import current, gather, spread
 from convoy.strategies.pipelined.loss import reduces_to_sum
+from convoy.strategies.pipelined.meter import ENOUGH, GAIN, IMBALANCE, LoadMeter, as_measured, better_cuts, imbalance
 from convoy.strategies.pipelined.optimizer import StageOptimizer, check, extent, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import Planned, plan_pipeline
@@ -67,7 +68,7 @@ class PipelinedStep:
         self._engine: Engine | None = None
         self._closed = False
         self._next = 0
-        self._version = 0
+        self._said_uneven = False
         self._cuts: list[str] | None = None  # of the run that is resumed
         self._pending: deque[PipelinedResult] = deque()
         self._updates: dict[int, list[Action]] = {}  # batch → its updates that are not done yet
@@ -126,6 +127,7 @@ class PipelinedStep:
         self._entered, self._begin = None, True
         results: list[StepResult] = list(self._pending)
         self._pending.clear()
+        self._rebalance()
         return results
 
     def close(self) -> None:
@@ -144,7 +146,6 @@ class PipelinedStep:
         if self._engine is not None:
             raise InternalError("a pipeline is restored before its first batch")
         self._next = int(state["batch"])
-        self._version = int(state["version"])
         self._cuts = state.get("cuts")
         chosen = self._strategy
         automatic = chosen.cuts is None and chosen.ppv is None
@@ -180,12 +181,15 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
-        self._planned: Planned = plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings)
-        segments = self._planned.segments
-        producers = {name: 0 for name in self._planned.inputs}
+        self._install(plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings))
+
+    def _install(self, planned: Planned) -> None:
+        """Stages, schedule and workers for a plan, from the version the weights have now."""
+        self._planned = planned
+        plan, segments = planned.plan, planned.segments
+        producers = {name: 0 for name in planned.inputs}
         producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
         devices = spread(segments, self._settings.device)
-        plan = self._planned.plan
         corrections = Corrections.parse(self._strategy.correction)
         corrections.check_length(self._total)
         self._warn(corrections, plan)
@@ -203,28 +207,70 @@ class PipelinedStep:
             clip=self._settings.clip,
         )
         self._clock = PipelineSchedule(
-            plan.delays, self._program.links, self._program.fed, self._strategy.placement, self._version
+            plan.delays, self._program.links, self._program.fed, self._strategy.placement, self._next
         )
         if self._sink is not None:
             self._sink(Event("plan", "pipelined", data=plan.to_dict()))
+        self._meter = LoadMeter(len(stages), self._sink)
         options = EngineOptions(
             lanes={lane: plan.threads_per_worker for lane in self._clock.lanes()},
-            sink=self._sink,
+            sink=self._meter,
             clock=time.perf_counter,
             watchdog_seconds=self._settings.watchdog_seconds,
             disturb=self._disturb,
-            versions={f"W{i}": self._version for i in range(1, len(stages) + 1)},
+            versions={f"W{i}": self._next for i in range(1, len(stages) + 1)},
         )
-        if self._strategy.engine == "inline":
-            self._engine = InlineEngine(self._program, Store(), options)
-        elif torch.device(self._settings.device).type == "cuda" and self._strategy.engine != "threads":
-            lanes = {self._clock.lane(kind, i): d for i, d in enumerate(devices, 1) for kind in "FB"}
-            indices = {lane: d.index if d is not None else current(self._settings.device) for lane, d in lanes.items()}
-            self._engine = StreamsEngine(self._program, Store(), options, Cuda(indices))
-        else:
-            self._engine = ThreadsEngine(self._program, Store(), options)
+        self._engine = self._make_engine(options, devices)
         self._extent = extent(self._optimizer)
         weakref.finalize(self, self._engine.abandon)  # a step that was dropped without close() leaves no threads
+
+    def _make_engine(self, options: EngineOptions, devices: Sequence[torch.device | None]) -> Engine:
+        if self._strategy.engine == "inline":
+            return InlineEngine(self._program, Store(), options)
+        if torch.device(self._settings.device).type == "cuda" and self._strategy.engine != "threads":
+            lanes = {self._clock.lane(kind, i): d for i, d in enumerate(devices, 1) for kind in "FB"}
+            indices = {lane: d.index if d is not None else current(self._settings.device) for lane, d in lanes.items()}
+            return StreamsEngine(self._program, Store(), options, Cuda(indices))
+        return ThreadsEngine(self._program, Store(), options)
+
+    def recut(self, cuts: Sequence[str]) -> None:
+        """Cut anew, at places as a plan names them; only when nothing is in flight. Weights and optimizer stay."""
+        if self._engine is None or self._pending:
+            raise InternalError("a pipeline is cut anew right after a drain")
+        self._engine.close()
+        self._install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
+
+    def measured(self) -> PipelinePlan | None:
+        """The plan with measured times; None before enough mini-batches are through."""
+        if self._engine is None or self._meter.batches < 2:
+            return None
+        return as_measured(self._planned.plan, self._meter)
+
+    def _rebalance(self) -> None:
+        """After a drain: say when the workers' loads differ, and cut anew where that is wanted and worth it."""
+        self._meter.pause()
+        if self._clock.stages < 2 or self._meter.batches < ENOUGH:
+            return
+        loads = self._meter.loads()
+        uneven = imbalance(loads)
+        self._meter.reset()
+        if uneven <= IMBALANCE or self._strategy.placement == "split":
+            return
+        profile, automatic = self._planned.profile, self._strategy.cuts is None and self._strategy.ppv is None
+        found, gain = better_cuts(profile, self._planned.cuts, loads) if profile else ([], 0.0)
+        slowest = max(range(len(loads)), key=lambda i: loads[i].seconds) + 1
+        if self._strategy.recut == "auto" and automatic and gain > GAIN:
+            names = self._planned.names(found)
+            self.recut(names)
+            if self._sink is not None:
+                data = {"cause": "timing", "cuts": names, "imbalance": uneven, "gain": gain}
+                self._sink(Event("decision", "recut", batch=self._next, data=data))
+        elif self._sink is not None and not self._said_uneven:
+            self._said_uneven = True
+            message = f"worker {slowest} takes {uneven:.0%} longer than the mean of the workers"
+            if automatic:
+                message += "; recut='auto' would cut anew"
+            self._sink(Event("warning", "imbalance", data={"message": message}))
 
     def _submit(self, entries: list[Entry]) -> None:
         assert self._engine is not None

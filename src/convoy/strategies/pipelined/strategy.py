@@ -29,7 +29,8 @@ class Pipelined(Strategy):
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
     (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a mini-batch
     enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
-    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``engine``: "threads",
+    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``recut``: "auto"
+    cuts anew at a drain when the running workers' loads differ by more than 5 %. ``engine``: "threads",
     "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
 
     Raises OptionError for values that make no sense alone or together.
@@ -45,6 +46,7 @@ class Pipelined(Strategy):
     slack: int = 0
     accumulate: int = 1
     correction: str | None = None
+    recut: str = "off"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Pipelined(Strategy):
         if self.accumulate < 1:
             raise OptionError(f"accumulate is {self.accumulate}", hint="give 1 (whole mini-batches) or more")
         Corrections.parse(self.correction)
+        _one_of("recut", self.recut, ("off", "auto"))
 
     @staticmethod
     def _check_ppv(ppv: tuple[int, ...]) -> None:

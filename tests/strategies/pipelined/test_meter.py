@@ -1,0 +1,183 @@
+"""Correcting the cuts from what the workers really take."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from convoy.errors import InternalError, OptionError
+from convoy.events.event import Event
+from convoy.graph.capture import capture
+from convoy.graph.graph import Cost
+from convoy.graph.profile import Profile
+from convoy.strategies.base import Settings
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.meter import LoadMeter, StageLoad, better_cuts, imbalance
+from convoy.strategies.pipelined.step import PipelinedStep
+
+
+def action(kind: str, subject: str, start: float, end: float) -> Event:
+    return Event("action", f"{kind}{subject}", start, end, data={"kind": kind, "subject": subject})
+
+
+def test_the_meter_sums_by_stage_and_passes_events_on() -> None:
+    seen: list[Event] = []
+    meter = LoadMeter(2, seen.append)
+    for t in range(4):
+        meter(action("F", "1", t, t + 0.2))
+        meter(action("B", "1", t + 0.2, t + 0.5))
+        meter(action("U", "1", t + 0.5, t + 0.6))
+        meter(action("F", "2", t, t + 0.1))
+        meter(action("B", "2", t, t + 0.1))
+        meter(action("U", "2", t, t))
+    meter(Event("decision", "drain"))
+    assert len(seen) == 25
+    assert meter.batches == 4
+    first, second = meter.loads()
+    assert first.forward_seconds == pytest.approx(0.2) and first.backward_seconds == pytest.approx(0.4)
+    assert second.seconds == pytest.approx(0.2)
+    assert meter.step_seconds == pytest.approx(1.0)
+    assert imbalance(meter.loads()) == pytest.approx(0.5)
+
+
+def test_time_between_drains_is_no_step() -> None:
+    meter = LoadMeter(1, None)
+    meter(action("U", "1", 0, 1))
+    meter.pause()
+    meter(action("U", "1", 99, 100))
+    assert meter.step_seconds is None
+    meter(action("U", "1", 101, 102))
+    assert meter.step_seconds == pytest.approx(2.0)
+
+
+def block() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+
+def test_a_slower_worker_gets_less() -> None:
+    graph = capture(nn.Sequential(*[block() for _ in range(8)]), (torch.randn(4, 8),))
+    alike = graph.with_costs({n.name: Cost(forward_seconds=1.0) for n in graph.nodes})
+    profile = Profile(alike, saved=tuple(() for _ in graph.nodes), method="estimated")
+    middle = len(graph.nodes) // 2
+    planned = sum(profile.costs[:middle]), sum(profile.costs[middle:])
+    twice = [StageLoad(2 * planned[0], 0.0), StageLoad(planned[1], 0.0)]
+    cuts, gain = better_cuts(profile, [middle], twice)
+    assert cuts[0] < middle
+    assert gain == pytest.approx(0.25, abs=0.1)  # 16 + 8 of work in two equal halves of 12 instead of 16
+
+
+def bound(recut: str, events: list[Event], **fields: object) -> PipelinedStep:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[block() for _ in range(8)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    chosen = Pipelined(recut=recut, engine="inline", **fields)  # type: ignore[arg-type]
+
+    return PipelinedStep(chosen, model, nn.functional.mse_loss, optimizer, Settings(), events.append)
+
+
+def feed(step: PipelinedStep, count: int) -> None:
+    for t in range(count):
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(t))
+        step(x, x)
+
+
+def unbalance(step: PipelinedStep) -> None:
+    """Pretend that worker 1 took three times as long."""
+    meter = step._meter
+    for kind in "FB":
+        meter._spent[kind, "1"] = 3 * (meter._spent[kind, "1"] + meter._spent[kind, "2"])
+
+
+def test_recut_moves_layers_and_is_a_decision() -> None:
+    events: list[Event] = []
+    step = bound("auto", events, stages=2)
+    feed(step, 25)
+    before = step._planned.cuts
+    unbalance(step)
+    rest = step.drain()
+    assert [r.batch for r in rest] == [24] and torch.isfinite(rest[0].loss)
+    assert step._planned.cuts[0] < before[0]
+    decisions = [e for e in events if e.kind == "decision"]
+    assert [d.name for d in decisions] == ["recut"]
+    assert decisions[0].data["cuts"] == list(step.plan().cuts)  # type: ignore[union-attr]
+    assert decisions[0].batch == 25
+    feed(step, 5)  # goes on, at the version it had
+    assert len(step.drain()) == 1
+    assert step.state()["version"] == 30
+    step.close()
+
+
+def test_without_recut_it_is_said_once() -> None:
+    events: list[Event] = []
+    step = bound("off", events, stages=2)
+    for _ in range(2):
+        feed(step, 25)
+        unbalance(step)
+        step.drain()
+    messages = [e.data["message"] for e in events if e.name == "imbalance"]
+    assert len(messages) == 1
+    assert messages[0].startswith("worker 1 takes ") and "recut='auto'" in messages[0]
+    step.close()
+
+
+def test_given_cuts_stay() -> None:
+    events: list[Event] = []
+    step = bound("auto", events, cuts=["4"])
+    feed(step, 25)
+    unbalance(step)
+    step.drain()
+    assert step.plan().cuts == ("4.0",)  # type: ignore[union-attr]
+    assert not [e for e in events if e.kind == "decision"]
+    step.close()
+
+
+def test_cutting_anew_by_hand_changes_only_the_staleness() -> None:
+    """Recut at a drain equals a pipeline that is bound anew with the other cut."""
+
+    def run(by_hand: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[block() for _ in range(4)])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        step = Pipelined(cuts=["1"]).bind(model, nn.functional.mse_loss, optimizer)
+        feed(step, 6)
+        step.drain()
+        if by_hand:
+            step.recut(["3"])
+        else:
+            step.close()
+            step = Pipelined(cuts=["3"]).bind(model, nn.functional.mse_loss, optimizer)
+        feed(step, 6)
+        step.drain()
+        step.close()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(run(True), run(False))
+
+
+def test_measured_stands_beside_the_forecast() -> None:
+    step = bound("off", [], stages=2)
+    assert step.measured() is None
+    feed(step, 10)
+    began = time.perf_counter()
+    plan = step.measured()
+    assert time.perf_counter() - began < 1.0
+    assert plan is not None and plan.step_seconds is not None and plan.step_seconds > 0
+    assert all(stage.seconds for stage in plan.stages)
+    assert plan.cuts == step.plan().cuts  # type: ignore[union-attr]
+    step.close()
+
+
+def test_recut_in_flight_is_refused() -> None:
+    step = bound("off", [], cuts=["4"])
+    feed(step, 3)
+    with pytest.raises(InternalError, match="after a drain"):
+        step.recut(["3"])
+    step.close()
+
+
+def test_recut_has_two_values() -> None:
+    with pytest.raises(OptionError, match="recut is 'always'"):
+        Pipelined(recut="always")
