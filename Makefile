@@ -34,7 +34,8 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 demo: install
-	$(BIN)/convoy train lenet5 --data digits --strategy pipelined --stages 2 --epochs 10 --batch-size 32 --lr 0.02
+	$(BIN)/convoy train lenet5 --data digits --strategy pipelined --stages 2 \
+		--epochs 15 --batch-size 32 --lr 0.02 --lr-schedule one-cycle --weight-decay 5e-3
 
 test: install-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -70,5 +70,7 @@ def _numeric(cell: str) -> bool:
 
 
 def megabytes(count: float) -> str:
-    """Bytes as ``12.3 MB`` (10**6)."""
+    """Bytes as ``12.3 MB`` (10**6 bytes), small ones as ``4.2 kB``."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:.2f} MB" if count < 1e7 else f"{count / 1e6:.1f} MB"
