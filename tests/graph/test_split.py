@@ -297,7 +297,7 @@ def test_cut_at_module() -> None:
     graph = capture(nn.Sequential(Residual(), nn.Linear(2, 2)), (torch.randn(2, 3, 6, 6),))
     assert graph.nodes[cut_at_module(graph, "0.conv2")].path == "0.conv2"
     assert graph.nodes[cut_at_module(graph, "1")].path == "1"
-    with pytest.raises(ModelError, match="no module '0.conv3'") as caught:
+    with pytest.raises(ModelError, match=r"no module '0\.conv3'") as caught:
         cut_at_module(graph, "0.conv3")
     assert "'0.conv1'" in (caught.value.hint or "") or "'0.conv2'" in (caught.value.hint or "")
     with pytest.raises(ModelError, match="without work"):

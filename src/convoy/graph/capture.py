@@ -21,12 +21,13 @@ from convoy.graph.graph import Graph, Node, TensorSpec
 from convoy.graph.inplace import Storages
 from convoy.graph.kinds import kind_of
 from convoy.graph.numbering import number
+from convoy.graph.origin import Untraceable, origin_of
 from convoy.graph.random import Keyed
-from convoy.graph.recorder import AUTOGRAD_FUNCTION, Recorder, Untraceable, is_tensor, origin_of
+from convoy.graph.recorder import Recorder
 from convoy.graph.shadow import meta_like, shadow_of
 from convoy.graph.signature import Signature
 from convoy.graph.source import quoted
-from convoy.graph.structure import Structure, flatten
+from convoy.graph.structure import Structure, flatten, is_tensor
 from convoy.graph.wrap import MethodCall, NoGrad
 
 
@@ -43,14 +44,11 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if not batched:
         raise ModelError("the example batch contains no tensor", hint="give the model's inputs as tensors")
     names = _input_names(model, args, kwargs, arguments)
-    takes = Signature(arguments, tuple(names))
     example = _Example(arguments, tensors, names, batched[0])
     try:
         recorder, output, coarse = _record(model, example)
     except Untraceable as problem:
-        other = None
-        if problem.reason != AUTOGRAD_FUNCTION:  # export would differentiate through its forward
-            other = exported(model, tuple(args), kwargs, example.batch_size)
+        other = exported(model, tuple(args), kwargs, example.batch_size) if problem.exportable else None
         if other is None:
             raise _refusal(model, problem) from problem
         try:
@@ -58,11 +56,11 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         except Untraceable:
             raise _refusal(model, problem) from problem
         recorder.note(f"captured by torch.export, so nodes carry no module names: {problem}")
-        return _Builder(model, other, recorder, takes, output, "export").build()
+        return _Builder(model, other, recorder, arguments, output, "export").build()
     for path, why in coarse.items():
         recorder.note(f"{path} stays whole: {why}")
     how = "fx with coarse leaves" if coarse else "fx"
-    return _Builder(model, model, recorder, takes, output, how).build()
+    return _Builder(model, model, recorder, arguments, output, how).build()
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,11 @@ def _record(model: nn.Module, example: _Example) -> tuple[Recorder, Structure, d
     """Try, and try again with what stood in the way kept whole. Raises the first ``Untraceable`` when that fails."""
     coarse: dict[str, Untraceable] = {}
     while True:
-        shadow, paths = shadow_of(model)
+        shadow, named = shadow_of(model)
         shadow.train()
         recorder = Recorder(
             shadow,
-            paths,
+            named,
             batch_size=example.batch_size,
             device=example.first.device,
             coarse=frozenset(coarse),
@@ -109,7 +107,7 @@ class _Builder:
     """
 
     def __init__(
-        self, model: nn.Module, recorded: nn.Module, recorder: Recorder, takes: Signature, gives: Structure, how: str
+        self, model: nn.Module, recorded: nn.Module, recorder: Recorder, takes: Structure, gives: Structure, how: str
     ) -> None:
         self.model, self.recorded, self.recorder = model, recorded, recorder
         self.takes, self.gives, self.how = takes, gives, how
@@ -147,7 +145,7 @@ class _Builder:
             glued=pairs,
             captured_by=self.how,
             notes=tuple(self.recorder.notes),
-            signature=self.takes,
+            signature=Signature(self.takes, tuple(n.name for n in self.graph.nodes if n.op == "placeholder")),
             output=self.gives,
             derived_weights=derived,
             parameters=named,
@@ -357,6 +355,12 @@ def _random_state_kept() -> Iterator[None]:
 def _refusal(model: nn.Module, problem: Untraceable) -> ModelError:
     source = quoted(problem.line)
     shown = f": `{source}`" if source else ""
+    if problem.failed:
+        return ModelError(
+            f"{type(model).__name__} fails on a batch of these shapes: {problem}{shown}",
+            hint="check that the model runs on this batch by itself; if it does, move this part into a submodule of "
+            "its own, which then stays whole",
+        )
     return ModelError(
         f"{type(model).__name__} cannot be captured: {problem}{shown}",
         hint="move this part into a submodule of its own, which then stays whole, or write it without Python values "

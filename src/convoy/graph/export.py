@@ -5,6 +5,7 @@ The exported module shares parameters and buffers with the user's model, and is 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from convoy.graph.structure import flatten
+from convoy.graph.structure import flatten, is_tensor
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_size: int) -> nn.Module | None:
     """``model`` in train mode as a graph of ATen calls for any batch size; None where ``torch.export`` cannot, or
-    where the result would not be the same model (copied weights, another gradient mode inside)."""
+    where the result would not be the same model (copied weights, calls inside calls).
+
+    Not for models that apply a ``torch.autograd.Function``: export would differentiate through its forward.
+    """
     try:
-        with _train_mode(model), torch.enable_grad(), warnings.catch_warnings():
+        with _train_mode(model), torch.enable_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs, batch_size))
             module = program.module()
@@ -45,7 +49,7 @@ def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_size: int) 
         batched = isinstance(value, Tensor) and value.dim() and value.shape[0] == batch_size
         return {0: torch.export.Dim.AUTO} if batched else None
 
-    leaves, structure = flatten(((args), dict(kwargs)), lambda value: isinstance(value, Tensor))
+    leaves, structure = flatten(((args), dict(kwargs)), is_tensor)
     by_position, by_name = structure.rebuild(shape(leaf) for leaf in leaves)
     if not kwargs:
         return by_position
@@ -57,6 +61,18 @@ def _shares(model: nn.Module, module: nn.Module) -> bool:
     return all(id(t) in mine for t in (*module.parameters(), *module.buffers())) and all(
         id(p) in {id(q) for q in module.parameters()} for p in model.parameters() if p.requires_grad
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """An attempt that fails is no news for the user: export would log it at length."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import fx
 
 from convoy.graph.inplace import Storages
-from convoy.graph.recorder import origin_of
+from convoy.graph.origin import origin_of
 
 
 def glue(graph: fx.Graph, state: Mapping[str, Iterable[str]], storages: Storages) -> tuple[tuple[str, str], ...]:

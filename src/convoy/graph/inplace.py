@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from convoy.graph.origin import origin_of
 from convoy.graph.random import base_name
-from convoy.graph.recorder import origin_of
 
 _MAY_SHARE = frozenset(
     (
@@ -79,6 +79,15 @@ class Storages:
             for member in self.members(changed)
         )
 
+    def _end_of(self, write: fx.Node, changed: fx.Node) -> fx.Node:
+        """The last node that has to stay with ``write``. After it every name shows the changed storage and may be
+        handed over; but a model input is handed to each stage as it came."""
+        members = self.members(changed)
+        if members[0].op != "placeholder":
+            return write
+        users = [user for member in members for user in member.users if user.op != "output"]
+        return max((*users, write), key=self.position.__getitem__)
+
     def glue(self) -> list[tuple[str, str]]:
         """Pairs of nodes between which no cut may fall because of exposed writes."""
         pairs = []
@@ -87,10 +96,7 @@ class Storages:
                 continue
             for changed in node.all_input_nodes:
                 if changed.name in origin_of(node).mutates:
-                    members = self.members(changed)
-                    ends = [user for member in members for user in member.users if user.op != "output"]
-                    last = max((*ends, node), key=self.position.__getitem__)
-                    pairs.append((members[0].name, last.name))
+                    pairs.append((self.members(changed)[0].name, self._end_of(node, changed).name))
         return pairs
 
 

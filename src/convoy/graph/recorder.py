@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from convoy.errors import ModelError
 from convoy.graph.batch_number import BatchNumber, batch_number, plain, second_of
+from convoy.graph.origin import Origin, Untraceable, origin_of
 from convoy.graph.random import RANDOM_MODULES, base_name, is_random, unkeyable, unkeyable_call
 from convoy.graph.shadow import announce_calls, meta_like
 from convoy.graph.source import inside_autograd_function, line_of, user_line
-from convoy.graph.structure import Structure, flatten
+from convoy.graph.structure import Structure, flatten, is_tensor, map_nested
 
 _PLAIN = int | float | complex | str | bytes | torch.dtype | torch.layout | torch.memory_format | None
 _READS_VALUES = frozenset(
@@ -34,29 +35,7 @@ _READS_VALUES = frozenset(
     )
 )
 _OPERATORS = (type(torch.ops.aten.relu), type(torch.ops.aten.relu.default))
-AUTOGRAD_FUNCTION = "a torch.autograd.Function is applied"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-class Untraceable(Exception):
-    """User code does what cannot be recorded. ``path`` is the module in whose forward it happened."""
-
-    def __init__(self, reason: str, path: str, line: str) -> None:
-        super().__init__(f"{reason} at {line}" if line else reason)
-        self.reason, self.path, self.line = reason, path, line
-
-
-@dataclass(slots=True)
-class Origin:
-    """What the recorder knows of a node, kept in ``node.meta["origin"]``."""
-
-    line: str
-    scope: str
-    tensors: tuple[Tensor, ...] = ()  # results, without numbers
-    mutates: tuple[str, ...] = ()  # names of the argument nodes that the node changes in place
-    random: bool = False
-    no_grad: bool = False
-    coarse: bool = False
 
 
 @dataclass(slots=True)
@@ -74,15 +53,6 @@ class _Call:
     nodes: dict[int, fx.Node] = field(default_factory=dict)
 
 
-def is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def origin_of(node: fx.Node) -> Origin:
-    found: Origin = node.meta["origin"]
-    return found
-
-
 def write_slice(x: Tensor, index: Any, value: Any) -> Tensor:
     """``x[index] = value``; returns ``x``."""
     x[index] = value
@@ -95,7 +65,7 @@ class Recorder(TorchFunctionMode):
     def __init__(
         self,
         shadow: nn.Module,
-        paths: dict[int, str],
+        named: list[tuple[str, Tensor]],
         *,
         batch_size: int,
         device: torch.device,
@@ -111,7 +81,8 @@ class Recorder(TorchFunctionMode):
         self._coarse = coarse
         self._try_for_real = try_for_real
         self._shadow = shadow
-        self._attributes = dict(paths)
+        self._named = named  # kept: an attribute that the model replaces must not free its id for another tensor
+        self._attributes = {id(tensor): path for path, tensor in named}
         self._modules = {id(module): path for path, module in shadow.named_modules()}
         self._values: dict[int, _Value] = {}
         self._order: list[Tensor] = []
@@ -131,6 +102,7 @@ class Recorder(TorchFunctionMode):
             if tensor.dim() and tensor.shape[0] == self.batch_size:
                 second = torch.empty((2 * tensor.shape[0], *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
             node = self.graph.placeholder(name)
+            node.target = node.name  # fx may have changed the name, where it is a builtin's
             node.meta["origin"] = Origin("", "", (first,))
             self._register(first, second, node)
             firsts.append(first)
@@ -168,8 +140,10 @@ class Recorder(TorchFunctionMode):
     def note(self, text: str) -> None:
         self.notes[text] = None
 
-    def refuse(self, reason: str, line: str | None = None) -> Untraceable:
-        return Untraceable(reason, self._scopes[-1], user_line() if line is None else line)
+    def refuse(
+        self, reason: str, line: str | None = None, *, failed: bool = False, exportable: bool = False
+    ) -> Untraceable:
+        return Untraceable(reason, self._scopes[-1], user_line() if line is None else line, failed, exportable)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -203,13 +177,13 @@ class Recorder(TorchFunctionMode):
                 self._check_batch_kept((args, kwargs), result)
             for name, buffer in module.named_buffers(recurse=False):
                 if before.get(name) not in (None, id(buffer)):
-                    raise self.refuse(f"the buffer {name!r} is replaced by another tensor", "")
+                    raise self.refuse(f"the buffer {name!r} is replaced by another tensor", "", exportable=True)
             return result
         except (Untraceable, ModelError):
             raise
         except Exception as error:
             line = line_of(error) or user_line()
-            raise self.refuse(f"{type(error).__name__}: {error}", line) from error
+            raise self.refuse(f"{type(error).__name__}: {error}", line, failed=True) from error
         finally:
             self._scopes.pop()
 
@@ -302,15 +276,15 @@ class Recorder(TorchFunctionMode):
         with self._pause():
             self._check_context()
             call = _Call()
-            prepared = _map((args, kwargs), lambda value: self._prepared(value, call))
+            prepared = map_nested((args, kwargs), lambda value: self._prepared(value, call))
             versions = {key: tensor._version for key, tensor in call.used.items()}
-            first = self._evaluate(target, run, _map(prepared, plain), coarse)
+            first = self._evaluate(target, run, map_nested(prepared, plain), coarse)
             changed = [key for key, tensor in call.used.items() if tensor._version != versions[key]]
             second = self._evaluate_second(target, run, prepared, call, first, coarse)
             leaves, structure = flatten(first, is_tensor)
             if not leaves and not changed and not coarse:
                 return self._number(first, second, kind, target, args, kwargs)
-            node_args, node_kwargs = _map((args, kwargs), lambda value: self._to_node(value, call))
+            node_args, node_kwargs = map_nested((args, kwargs), lambda value: self._to_node(value, call))
             node = self.graph.create_node(kind, target, node_args, node_kwargs)
             mutates = tuple(dict.fromkeys(call.nodes[key].name for key in changed))
             no_grad = not torch.is_grad_enabled()
@@ -327,9 +301,9 @@ class Recorder(TorchFunctionMode):
     def _check_context(self) -> None:
         """What surrounds a call in user code and cannot be carried over to a node."""
         if any(torch.is_autocast_enabled(kind) != before for kind, before in self._autocast.items()):
-            raise self.refuse("autocast is switched inside the model")
+            raise self.refuse("autocast is switched inside the model", exportable=True)
         if inside_autograd_function():
-            raise self.refuse(AUTOGRAD_FUNCTION)
+            raise self.refuse("a torch.autograd.Function is applied")
 
     def _prepared(self, value: Any, call: _Call) -> Any:
         """An argument as it can be evaluated: without numbers, on the meta device."""
@@ -338,15 +312,16 @@ class Recorder(TorchFunctionMode):
                 call.used[id(value)] = value
                 return value if value.is_meta else meta_like(value)
             if value.is_meta:
-                raise self.refuse("a tensor comes out of a call that cannot be recorded")
+                raise self.refuse("a tensor comes out of a call that cannot be recorded", exportable=True)
             if isinstance(value, nn.Parameter):
-                raise self.refuse("a parameter is used that no registered module owns (layers in a plain list?)")
+                raise self.refuse("a parameter that no registered module owns is used (a list? use nn.ModuleList)")
             return meta_like(value)
         if isinstance(value, torch.device):
             return torch.device("meta")
         if isinstance(value, BatchNumber | np.generic | _PLAIN) or value is Ellipsis:
             return value
-        raise self.refuse(f"a call takes {type(value).__name__} {value!r:.60}, which cannot be kept in a graph")
+        what = f"{type(value).__name__} {value!r:.60}"
+        raise self.refuse(f"a call takes {what}, which cannot be kept in a graph", exportable=True)
 
     def _evaluate(self, target: Any, run: Callable[..., Any], prepared: Any, coarse: bool) -> Any:
         args, kwargs = prepared
@@ -355,7 +330,7 @@ class Recorder(TorchFunctionMode):
         except Exception as error:
             if coarse:
                 return self._try_for_real(target, args, kwargs)
-            raise self.refuse(f"{type(error).__name__}: {error}") from error
+            raise self.refuse(f"{type(error).__name__}: {error}", failed=True) from error
 
     def _run(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``run`` with results on the meta device, wherever the user wants them."""
@@ -383,7 +358,7 @@ class Recorder(TorchFunctionMode):
             numbers[0] |= isinstance(value, BatchNumber)
             return second_of(value)
 
-        args, kwargs = _map(prepared, swap)
+        args, kwargs = map_nested(prepared, swap)
         if not numbers[0] and all(id(other) == mine for mine, other in others.items()):
             return first
         try:
@@ -476,16 +451,3 @@ def _not_keyed(what: str) -> ModelError:
     return ModelError(
         what, hint="such draws cannot be keyed by batch; set the dropout there to 0 or write it out with F.dropout"
     )
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """``function`` over what lies in nested tuples, lists, dictionaries and slices; sizes become tuples."""
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_map(part, function) for part in value)
-    if isinstance(value, list):
-        return [_map(part, function) for part in value]
-    if type(value) is dict:
-        return {key: _map(part, function) for key, part in value.items()}
-    if isinstance(value, slice):
-        return slice(_map(value.start, function), _map(value.stop, function), _map(value.step, function))
-    return function(value)

@@ -26,13 +26,14 @@ def meta_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta")
 
 
-def shadow_of(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """The copy, and the paths of its tensors by ``id``: parameters, buffers and plain tensor attributes.
+def shadow_of(model: nn.Module) -> tuple[nn.Module, list[tuple[str, Tensor]]]:
+    """The copy, and its parameters, buffers and plain tensor attributes with their paths. The model's own tensors
+    stand there too: code that reaches around the copy (a closure) then still finds them.
 
     Raises ``ModelError`` for lazy modules that have not seen a batch, and where a part cannot be copied.
     """
     memo: dict[int, Any] = {}
-    paths: dict[int, str] = {}
+    named: list[tuple[str, Tensor]] = []
     for prefix, module in model.named_modules():
         tensors: list[tuple[str, Any]] = [
             *module.named_parameters(recurse=False),
@@ -49,9 +50,8 @@ def shadow_of(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
             if id(tensor) not in memo:
                 empty = meta_like(tensor.detach())
                 memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if _is_parameter(tensor) else empty
-                # Also under its own id: code that reaches around the copy (a closure) then still finds its tensors.
-                paths[id(memo[id(tensor)])] = paths[id(tensor)] = path
-    return _copy(model, memo), paths
+                named += [(path, memo[id(tensor)]), (path, tensor)]
+    return _copy(model, memo), named
 
 
 def _is_parameter(tensor: Tensor) -> bool:

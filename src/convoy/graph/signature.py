@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from convoy.errors import DataError
-from convoy.graph.structure import Structure, flatten
+from convoy.graph.structure import Structure, flatten, is_tensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Signature:
 
     def bind(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The input values by name. Raises ``DataError`` when the batch is built otherwise than the example was."""
-        leaves, structure = flatten((tuple(args), dict(kwargs or {})), lambda v: isinstance(v, Tensor))
+        leaves, structure = flatten((tuple(args), dict(kwargs or {})), is_tensor)
         if not structure.same_form(self.arguments):
             raise DataError(
                 "this batch is built otherwise than the first one: "

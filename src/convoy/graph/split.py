@@ -18,7 +18,7 @@ from convoy.errors import ModelError
 from convoy.graph.graph import Graph, Node
 from convoy.graph.inplace import make_out_of_place
 from convoy.graph.numbering import projections
-from convoy.graph.recorder import origin_of
+from convoy.graph.origin import origin_of
 from convoy.graph.wrap import Rebuild
 
 
@@ -146,6 +146,24 @@ def split(graph: Graph, cuts: Sequence[int]) -> tuple[Segment, ...]:
         buffers = {name: graph.buffers[name] for n in nodes for name in n.buffers}
         segments.append(Segment(module, inputs, outputs, nodes, parameters, buffers))
     return tuple(segments)
+
+
+def part(graph: Graph, names: Sequence[str], outputs: Sequence[str]) -> Segment:
+    """The nodes in ``names`` (in the graph's order) as a segment that returns ``outputs``, wherever they stand.
+
+    Unlike in ``split`` nothing says that only tensors cross its border: values that are none pass too. Writes in
+    place to what came from outside are made harmless; ``names`` has to hold all that share memory with what an
+    exposed write changes.
+    """
+    fx_nodes = {node.name: node for node in graph.program.graph.nodes}
+    modules = dict(graph.program.named_modules(remove_duplicate=False))
+    nodes = tuple(graph.by_name[name] for name in names)
+    inside = set(names)
+    inputs = tuple(dict.fromkeys(name for n in nodes for name in n.inputs if name not in inside))
+    module = _SegmentBuilder(fx_nodes, modules, inputs, graph).build(names, tuple(outputs), False)
+    parameters = {name: graph.parameters[name] for n in nodes for name in n.parameters}
+    buffers = {name: graph.buffers[name] for n in nodes for name in n.buffers}
+    return Segment(module, inputs, tuple(outputs), nodes, parameters, buffers)
 
 
 class _SegmentBuilder:

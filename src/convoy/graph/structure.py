@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 Kind = Literal["leaf", "constant", "tuple", "named tuple", "list", "mapping", "dataclass", "object"]
 Step = tuple[Literal["item", "attribute"], Any]
 
@@ -83,6 +85,26 @@ class Structure:
 
 
 _LEAF = Structure("leaf")
+
+
+def is_tensor(value: Any) -> bool:
+    """The leaf test for tensors."""
+    return isinstance(value, Tensor)
+
+
+def map_nested(value: Any, function: Callable[[Any], Any]) -> Any:
+    """``function`` over what lies in nested tuples, lists, dictionaries and slices; sizes become tuples."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(map_nested(part, function) for part in value)
+    if isinstance(value, list):
+        return [map_nested(part, function) for part in value]
+    if type(value) is dict:
+        return {key: map_nested(part, function) for key, part in value.items()}
+    if isinstance(value, slice):
+        return slice(
+            map_nested(value.start, function), map_nested(value.stop, function), map_nested(value.step, function)
+        )
+    return function(value)
 
 
 def flatten(value: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], Structure]:
