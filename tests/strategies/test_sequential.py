@@ -127,7 +127,9 @@ def test_dropout_draws_by_key_and_not_from_the_global_generator():
                 if disturb:
                     torch.rand(100)
                 step(x, y)
-            assert step.plan().runs == "captured program" and len(step.plan().random_layers) == 1
+            plan = step.plan()
+            assert plan.runs == "captured program" and len(plan.random_layers) == 1
+            assert plan.random_layers[0] in plan.table() and f"{plan.threads} thread" in plan.table()
         return model.state_dict()
 
     first = run(3, False)

@@ -54,6 +54,14 @@ class SequentialPlan:
     random_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def table(self) -> str:
+        """The plan as text for a person."""
+        runs = "your module as it is"
+        if self.random_layers:
+            runs = f"the captured program, in which {', '.join(self.random_layers)} draw by (seed, layer, batch)"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return "\n".join([f"sequential: {threads}, {runs}", *(f"note: {note}" for note in self.notes)])
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "strategy": self.strategy,
