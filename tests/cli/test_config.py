@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from convoy.cli.config import TrainConfig, about, applies, merge, strategy_fields
+from convoy.cli.setup import make
 from convoy.errors import InputError, OptionError
 from convoy.strategies.registry import STRATEGIES, strategy_class
 from convoy.training.toml import dump_toml
@@ -113,8 +114,13 @@ def test_nesterov_needs_momentum(given: dict[str, Any]) -> None:
 def test_every_field_of_every_strategy_is_an_option(name: str) -> None:
     """A field that the command does not know, or an option that no strategy has, cannot slip in."""
     made: Any = strategy_class(name)
-    own = {key for key in TrainConfig.model_fields if about(key)["of"] and applies(key, name)}
-    assert own == {field.name for field in fields(made)}
+    keys = [key for key in TrainConfig.model_fields if about(key)["of"] and about(key)["group"] == "Strategy"]
+    own = {key for key in keys if applies(key, name)}
+    known = {field.name for field in fields(made)}
+    if name == "hybrid":  # its parts take theirs
+        parts: list[Any] = [strategy_class("sequential"), strategy_class("pipelined")]
+        known |= {field.name for part in parts for field in fields(part)}
+    assert own == known
 
 
 def test_strategy_options_belong_to_strategies_that_there_are() -> None:
@@ -125,3 +131,18 @@ def test_strategy_options_belong_to_strategies_that_there_are() -> None:
 def test_only_fields_that_were_given_reach_the_strategy() -> None:
     config = merge({"model": "lenet5", "strategy": "pipelined", "ppv": "2", "slack": "0"})
     assert strategy_fields(config) == {"ppv": (2,), "slack": 0}
+
+
+def test_sizes_and_switches() -> None:
+    config = merge({"model": "m:f", "max_memory": "1.5GB", "switch": "0.5"})
+    assert (config.max_memory, config.switch) == (1_500_000_000, 0.5)
+    assert merge({"model": "m:f", "max_memory": "1000", "switch": "5"}).switch == 5
+    assert merge({"model": "m:f", "switch": "stall:2"}).switch == "stall:2"
+    with pytest.raises(OptionError, match="--max-memory is 'much', but must be a whole number"):
+        merge({"model": "m:f", "max_memory": "much"})
+
+
+@pytest.mark.parametrize(("given", "switch"), [("2", 2), ("0.5", 0.5), ("stall:3", "stall:3"), (2, 2), (0.5, 0.5)])
+def test_a_hybrid_is_described_by_its_parts_and_their_fields(given: object, switch: object) -> None:
+    made: Any = make(merge({"model": "lenet5", "strategy": "hybrid", "switch": given, "ppv": "1"}))
+    assert (made.switch, made.first.ppv, made.then.name) == (switch, (1,), "sequential")

@@ -65,6 +65,16 @@ def test_a_pipeline_prints_its_plan_first(convoy: Any) -> None:
     assert tomllib.loads((run / "config.toml").read_text())["ppv"] == [1]
 
 
+def test_a_hybrid_switches(convoy: Any) -> None:
+    done = convoy("train", *SMALL, "--strategy", "hybrid", "--ppv", "1", "--switch", "0.5", "--name", "one", "--json")
+    assert done.json["strategy"] == "hybrid"
+    events = [json.loads(line) for line in Path("runs/one/events.jsonl").read_text().splitlines()]
+    (switch,) = (event for event in events if event["kind"] == "decision" and event["name"] == "switch")
+    assert switch["batch"] == 3
+    config = tomllib.loads(Path("runs/one/config.toml").read_text())
+    assert (config["ppv"], config["switch"]) == ([1], 0.5)
+
+
 def test_a_config_fed_back_gives_the_same_bits(convoy: Any, trained: Path) -> None:
     done = convoy("train", "--config", trained / "config.toml", "--name", "again", "--json", "--quiet")
     assert same(Path(done.json["run"]), trained)

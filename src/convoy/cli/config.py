@@ -7,6 +7,7 @@ the defaults. Options of the command line arrive as text; both ways the same rul
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +24,24 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _number(value: Any) -> Any:
+    """``"5"`` as 5 and ``"0.5"`` as 0.5; the rest stays."""
+    if isinstance(value, str) and re.fullmatch(r"\d*\.?\d+", value):
+        return float(value) if "." in value else int(value)
+    return value
+
+
+def _bytes(value: Any) -> Any:
+    """``"1.5GB"`` as 1500000000; the rest stays."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower()) if isinstance(value, str) else None
+    return value if found is None else int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+
+
 def _saving(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
+
+_PIPELINED = "pipelined hybrid"  # a hybrid hands these on to its pipeline
 
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -76,42 +92,60 @@ class TrainConfig(BaseModel):
     )
 
     strategy: str = _option("Strategy", "How the work is spread: {strategies}.", "sequential", value="NAME")
+    first: str | None = _option("Strategy", "What trains until the switch: pipelined.", of="hybrid", value="NAME")
+    then: str | None = _option("Strategy", "What trains after it: sequential.", of="hybrid", value="NAME")
+    switch: Annotated[int | float | str, BeforeValidator(_number)] | None = _option(
+        "Strategy",
+        "When: after 5 epochs, after 0.5 of the run, stall[:N] (validation not better for N epochs), batch:N.",
+        of="hybrid",
+        value="5|0.5|stall|batch:N",
+    )
     stages: int | None = _option(
-        "Strategy", "Stages, cut where their measured cost is balanced.", of="pipelined", value="N"
+        "Strategy", "Stages, cut where their measured cost is balanced.", of=_PIPELINED, value="N"
     )
     cuts: Names | None = _option(
-        "Strategy", "Instead: the modules that begin stages 2, 3, …", of="pipelined", value="NAME,…"
+        "Strategy", "Instead: the modules that begin stages 2, 3, …", of=_PIPELINED, value="NAME,…"
     )
-    ppv: Numbers | None = _option("Strategy", "Instead: the layers after which to cut.", of="pipelined", value="N,…")
+    ppv: Numbers | None = _option("Strategy", "Instead: the layers after which to cut.", of=_PIPELINED, value="N,…")
     placement: str | None = _option(
-        "Strategy", "A worker per stage, or one for its forward and one for its backward passes.",
-        of="pipelined", value="colocated|split",
-    )  # fmt: skip
+        "Strategy",
+        "A worker per stage, or one for its forward and one for its backward passes.",
+        of=_PIPELINED,
+        value="colocated|split",
+    )
     clock: str | None = _option(
-        "Strategy", "When a stage works on which batch: as published, or with half the staleness.",
-        of="pipelined", value="registers|1f1b",
-    )  # fmt: skip
+        "Strategy",
+        "When a stage works on which batch: as published, or with half the staleness.",
+        of=_PIPELINED,
+        value="registers|1f1b",
+    )
     slack: int | None = _option(
-        "Strategy", "More batches in flight than the 1f1b clock needs, against waiting.", of="pipelined", value="N"
+        "Strategy", "More batches in flight than the 1f1b clock needs, against waiting.", of=_PIPELINED, value="N"
     )
-    accumulate: int | None = _option(
-        "Strategy", "Micro-batches that a mini-batch enters in.", of="pipelined", value="N"
-    )
+    accumulate: int | None = _option("Strategy", "Micro-batches that a mini-batch enters in.", of=_PIPELINED, value="N")
     correction: str | None = _option(
         "Strategy",
         "Against staleness: stash, predict:linear, predict:momentum, spike, pipemare, dc-asgd, stage-lr or a sum.",
-        of="pipelined",
+        of=_PIPELINED,
         value="NAME[+NAME]",
     )
+    recut: str | None = _option(
+        "Strategy", "auto: cut anew where the running workers' loads differ.", of=_PIPELINED, value="off|auto"
+    )
     engine: str | None = _option(
-        "Strategy", "What runs the workers; inline: all in one thread, the oracle.",
-        of="pipelined", value="auto|inline|threads|streams",
-    )  # fmt: skip
+        "Strategy",
+        "What runs the workers; inline: all in one thread, the oracle.",
+        of=_PIPELINED,
+        value="auto|inline|threads|streams",
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = _option("Machine", "Keys all that is drawn by chance.", 0, value="N")
     precision: Literal["float32", "bfloat16"] = _option("Machine", "Numbers that passes compute with.", "float32")
     device: str = _option("Machine", "cpu, cuda, cuda:1, …", "cpu", value="NAME")
     threads: Count | None = _option("Machine", "Cores to use in all. By default all there are.", value="N")
+    max_memory: Annotated[int, Field(ge=1), BeforeValidator(_bytes)] | None = _option(
+        "Machine", "Refuse a pipeline that would hold more, such as 2GB.", of=_PIPELINED, value="BYTES"
+    )
 
     run_dir: str = _option("Run", "Where the run's folder is made.", "runs", value="DIR")
     name: str | None = _option("Run", "Its name. By default date, model and strategy.", value="NAME")
@@ -135,7 +169,7 @@ def about(key: str) -> Mapping[str, Any]:
 
 def strategy_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields of the strategy that were given."""
-    keys = (key for key in TrainConfig.model_fields if about(key)["of"])
+    keys = (key for key in TrainConfig.model_fields if about(key)["of"] and about(key)["group"] == "Strategy")
     return {key: value for key in keys if (value := getattr(config, key)) is not None}
 
 

@@ -59,6 +59,7 @@ def assemble(config: TrainConfig) -> Parts:
         device=config.device,
         threads=config.threads,
         clip=config.clip,
+        max_memory=config.max_memory,
         trace=config.trace,
     )
     return Parts(
@@ -75,15 +76,14 @@ def assemble(config: TrainConfig) -> Parts:
 def make(config: TrainConfig) -> Strategy:
     """The strategy with its fields. Raises OptionError for a field of another strategy."""
     strategy_class(config.strategy)
-    fields = strategy_fields(config)
-    for key in fields:
-        if not applies(key, config.strategy):
+    for key in TrainConfig.model_fields:
+        if getattr(config, key) is not None and not applies(key, config.strategy):
             belongs: list[str] = about(key)["of"]
             raise OptionError(
                 f"--{key.replace('_', '-')} does not apply to strategy {config.strategy}",
                 hint=f"drop it, or choose --strategy {' or '.join(belongs)}",
             )
-    return make_strategy(config.strategy, **fields)
+    return make_strategy(config.strategy, **strategy_fields(config))
 
 
 def check_device(name: str) -> None:

@@ -13,7 +13,7 @@ from convoy.cli.errors import Interrupted
 from convoy.cli.output import note, pairs, percent, result
 from convoy.errors import CheckpointError, OptionError
 
-_CHANGEABLE = ("epochs", "threads", "device", "save_every", "trace")  # of a run that is resumed
+_CHANGEABLE = ("epochs", "threads", "device", "max_memory", "save_every", "trace")  # of a run that is resumed
 
 
 def train(
