@@ -63,6 +63,8 @@ class CurrentWeights:
         aliases: Iterable[tuple[Tensor, Tensor]] = (),
         sources: Mapping[int, Tensor] | None = None,
     ) -> None:
+        self._own = {id(p): p for p in parameters}  # keeps them, so that no id is given again
+        parameters = self._own.values()
         self._by_storage = {p.untyped_storage().data_ptr(): p for p in parameters}
         self._aliases = {buffer.untyped_storage().data_ptr(): p for buffer, p in aliases}
         self._sources = sources or {}
@@ -71,6 +73,15 @@ class CurrentWeights:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, tensor: Tensor) -> Any:
+        # This runs for every tensor that autograd saves, holding the GIL: the two usual cases come first.
+        if not self._sources and id(tensor) in self._own:
+            return tensor
+        node = tensor.grad_fn
+        if node is not None and not tensor._is_view() and node.name() not in _CASTS:
+            return _Held(tensor.detach(), tensor._version)
+        return self._pack_carefully(tensor)
+
+    def _pack_carefully(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage().data_ptr()
         if storage in self._by_storage and not self._sources:
             return tensor.detach()  # the same storage: always the current values
@@ -84,7 +95,7 @@ class CurrentWeights:
         return _Weight(weight, tensor.dtype, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, _Held):
+        if type(packed) is _Held:
             return release(packed)
         if isinstance(packed, _Weight):
             source = self._sources.get(id(packed.parameter), packed.parameter).detach().to(packed.dtype)
