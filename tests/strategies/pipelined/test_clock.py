@@ -130,7 +130,7 @@ def test_workers() -> None:
 def test_staleness_in_updates_is_at_most_delay_over_parts(k: int, m: int, clock: str) -> None:
     stage_delays = delays(k + 1, clock)
     worst = [0] * (k + 1)
-    for _, action in run(pipeline(k + 1, clock), [m] * 8):
+    for _, action in run(pipeline(k + 1, clock), [m] * 10):
         if action.kind == "F":
             stage = int(action.subject) - 1
             worst[stage] = max(worst[stage], action.batch - read_version(action))
