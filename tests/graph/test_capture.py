@@ -6,6 +6,7 @@ import copy
 import linecache
 import random
 import threading
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -591,3 +592,17 @@ def test_unused_values_are_dropped_but_not_what_has_effects() -> None:
     graph = capture(model, (images(),))
     assert [n.kind for n in graph.nodes] == ["input", "batch_norm", "conv2d", "output"]
     assert_same_model(model, graph, images())
+
+
+def test_a_tensor_that_the_model_drops_is_kept_while_recording() -> None:
+    """Tensors are known by ``id``: one that is freed could be taken for the next."""
+    alive: list[bool] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        dropped = weakref.ref(m.last)
+        m.last = None
+        alive.append(dropped() is not None)
+        return m.conv(x)
+
+    capture(Model(forward, conv=conv(), last=torch.zeros(())), (images(),))
+    assert alive == [True]
