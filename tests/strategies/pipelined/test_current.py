@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from convoy.errors import WorkerFailed
+from convoy.graph.capture import capture
+from convoy.graph.split import split
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.current import CurrentWeights
+from convoy.strategies.pipelined.derived import derived_parameters
 
 
 class Twice(nn.Module):
@@ -152,6 +155,44 @@ def test_weights_computed_in_the_forward_are_reported(derived: Any) -> None:
             step(torch.randn(4, 5), torch.randint(3, (4,)))
         notes = " ".join(step.plan().notes)
     assert "stash" in notes
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "derived",
+    [
+        lambda: parametrizations.weight_norm(nn.Linear(5, 5)),
+        lambda: parametrizations.spectral_norm(nn.Linear(5, 5)),
+        lambda: nn.Sequential(nn.Linear(5, 5), parametrizations.weight_norm(nn.Linear(5, 5))),
+        Scaled,
+    ],
+    ids=["weight_norm", "spectral_norm", "below", "by hand"],
+)
+def test_what_is_stashed_is_stashed_whole(derived: Any, precision: str) -> None:
+    """The gradients are those of the old weights, not of a mixture: an update in between changes nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(derived())
+    x = torch.randn(4, 5, requires_grad=True)
+    (segment,) = split(capture(model, (x,)), [])
+    parameters = list(derived_parameters(segment.module))
+    hooks = CurrentWeights(model.parameters(), derived=parameters).hooks
+    found = []
+    for update in (False, True):
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        with autocast(precision), hooks():
+            out = segment.module(x)
+        with torch.no_grad():
+            for p in parameters if update else ():
+                p.add_(torch.rand_like(p) + 0.5)
+        found.append(torch.autograd.grad(out.float().square().sum(), (x, *parameters)))
+        model.load_state_dict(state)
+    assert all(map(torch.equal, *found))
+
+
+def test_ordinary_parameters_are_not_derived() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.PReLU(), nn.Flatten(), nn.Linear(12, 2))
+    (segment,) = split(capture(model, (torch.randn(2, 2, 4, 4),)), [])
+    assert derived_parameters(segment.module) == []
 
 
 def test_ordinary_weights_are_not_reported() -> None:

@@ -6,6 +6,7 @@ publication wants just that: backward reads the current version. So saved tensor
 - a parameter, or a view of one: by reference, read when the backward pass asks for it;
 - a cast of a parameter made by autocast: as the recipe (parameter, type, geometry), cast again in the backward pass.
   Saved as it is, it would silently stash the old weights;
+- a parameter from which a weight is computed in the forward pass: a copy, for what was computed is the old one too;
 - anything else: as it is, with the check autograd would have made, that nobody has written to it since.
 """
 
@@ -54,7 +55,7 @@ class CurrentWeights:
     """Context for a stage's forward pass. ``parameters``: the stage's own.
 
     ``aliases``: buffers that stand for a parameter in the forward (predictions); ``sources``: what the backward reads
-    in place of a parameter, by its id (estimates).
+    in place of a parameter, by its id (estimates); ``derived``: parameters that are saved as copies.
     """
 
     def __init__(
@@ -62,8 +63,11 @@ class CurrentWeights:
         parameters: Iterable[Tensor],
         aliases: Iterable[tuple[Tensor, Tensor]] = (),
         sources: Mapping[int, Tensor] | None = None,
+        derived: Iterable[Tensor] = (),
     ) -> None:
-        self._own = {id(p): p for p in parameters}  # keeps them, so that no id is given again
+        self._copied = {p.untyped_storage().data_ptr() for p in derived}
+        current = (p for p in parameters if p.untyped_storage().data_ptr() not in self._copied)
+        self._own = {id(p): p for p in current}  # keeps them, so that no id is given again
         parameters = self._own.values()
         self._by_storage = {p.untyped_storage().data_ptr(): p for p in parameters}
         self._aliases = {buffer.untyped_storage().data_ptr(): p for buffer, p in aliases}
@@ -83,6 +87,8 @@ class CurrentWeights:
 
     def _pack_carefully(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage().data_ptr()
+        if storage in self._copied:
+            return hold(tensor.detach().clone())
         if storage in self._by_storage and not self._sources:
             return tensor.detach()  # the same storage: always the current values
         weight = self._by_storage.get(storage)

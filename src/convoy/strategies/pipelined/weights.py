@@ -24,6 +24,7 @@ from convoy.strategies.pipelined.corrections import (
     stage_lr_factor,
 )
 from convoy.strategies.pipelined.current import CurrentWeights, hold, release
+from convoy.strategies.pipelined.derived import derived_parameters
 from convoy.strategies.pipelined.optimizer import Hyper, StageOptimizer
 
 DC_ASGD_LAMBDA = 0.04
@@ -40,7 +41,7 @@ class Weights:
         self._current = self._hooks() if delay else None
 
     def _hooks(self) -> CurrentWeights:
-        return CurrentWeights(self.parameters)
+        return CurrentWeights(self.parameters, derived=derived_parameters(self.module))
 
     def run(self, unit: tuple[int, int], hyper: Hyper, values: tuple[Any, ...]) -> Any:
         """The stage's forward pass for one part."""
