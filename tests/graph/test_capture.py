@@ -467,6 +467,11 @@ def test_a_shape_error_names_the_line_and_the_reason() -> None:
     assert "m.fc(m.conv(x).flatten(1))" in caught.value.message
 
 
+def test_batch_norm_with_other_channels_is_refused() -> None:
+    with pytest.raises(ModelError, match="fails on a batch of these shapes: RuntimeError"):
+        capture(nn.Sequential(conv(), nn.BatchNorm2d(5)), (images(),))
+
+
 def test_layers_in_a_plain_list_are_refused() -> None:
     model = Model(lambda m, x: m.layers[0](x), layers=[conv()])
     with pytest.raises(ModelError, match="no registered module owns"):

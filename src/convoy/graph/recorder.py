@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from convoy.errors import ModelError
@@ -167,7 +168,8 @@ class Recorder(TorchFunctionMode):
                     raise _not_keyed(f"{path}: {reason}")
             coarse = path in self._coarse
             random = coarse or any(isinstance(part, RANDOM_MODULES) for part in module.modules())
-            run = partial(original, module)
+            with self._pause():
+                run = partial(_batch_norm_shape if _is_plain_batch_norm(module, args) else original, module)
             return self._record("call_module", path, args, kwargs, run, random=random, coarse=coarse)
         before = {name: id(buffer) for name, buffer in module.named_buffers(recurse=False)}
         self._scopes.append(path)
@@ -445,6 +447,22 @@ class Recorder(TorchFunctionMode):
         if id(first) not in self._values:
             self._order.append(first)
         self._values[id(first)] = _Value(first, second, node)
+
+
+def _is_plain_batch_norm(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    dims = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+    known = next((dims[kind] for kind in dims if isinstance(module, kind)), ())
+    if type(module).forward is not nn.BatchNorm2d.forward or len(args) != 1 or args[0].dim() not in known:
+        return False
+    return bool(args[0].shape[1] == module.num_features) and not parametrize.is_parametrized(module)
+
+
+def _batch_norm_shape(module: nn.Module, x: Tensor) -> Tensor:
+    """What BatchNorm gives, as far as shapes go: torch computes those by running it step by step in Python, which
+    took three quarters of the time of a capture."""
+    weight: Any = module.weight
+    like: Tensor = x * (1.0 if weight is None else weight[0])
+    return like
 
 
 def _not_keyed(what: str) -> ModelError:
