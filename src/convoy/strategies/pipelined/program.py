@@ -22,6 +22,7 @@ from convoy.graph.random import keyed
 from convoy.graph.split import Segment
 from convoy.schedule.action import Action, Ref
 from convoy.strategies.batch import detach, to_device
+from convoy.strategies.pipelined.entry import Entry, entry_of
 from convoy.strategies.pipelined.optimizer import Hyper
 from convoy.strategies.pipelined.weights import Weights
 
@@ -40,10 +41,10 @@ class Handed:
 
 @dataclass(slots=True)
 class Kept:
-    """What a stage keeps of one part: received leaves by producer, and its outputs by consumer."""
+    """What a stage keeps of one part: received leaves by producer, and where the gradients of its outputs go in."""
 
     received: dict[int, list[Tensor | None]]
-    sent: dict[int, list[Tensor | None]]
+    entry: Entry | None = None
     loss: Tensor | None = None
     share: float = 1.0
 
@@ -146,24 +147,29 @@ class PipelineProgram:
             loss = None
             if stage.index == self._last and fed is not None:
                 loss = self._loss(outputs, _to(fed.target, stage.device))
-        kept = Kept(received, {})
+        kept = Kept(received)
         if loss is not None:
             assert fed is not None
             kept.loss, kept.share = loss, fed.share
             batch.losses.append(loss.detach() * fed.share if fed.share != 1.0 else loss.detach())
             batch.outputs.append(detach(outputs))
         moved = 0
+        kept_at: Ref | None = None
+        sent_to: dict[int, Sequence[Any]] = {}
         for ref in action.writes:
             if ref.name[0] != "x":
-                store.put(ref, kept)
+                kept_at = ref
                 continue
             consumer = int(ref.name.partition(">")[2])
             sent = [outputs[self._slot[stage.index][name]] for name in self._wanted[stage.index, consumer]]
             flags = tuple(isinstance(v, Tensor) and v.requires_grad for v in sent)
-            kept.sent[consumer] = [v if flag else None for v, flag in zip(sent, flags, strict=True)]
+            sent_to[consumer] = [v if flag else None for v, flag in zip(sent, flags, strict=True)]
             handed = Handed(tuple(v.detach() if isinstance(v, Tensor) else v for v in sent), flags)
             moved += handed.bytes
             store.put(ref, handed)
+        kept.entry = entry_of(sent_to)
+        if kept_at is not None:
+            store.put(kept_at, kept)
         return moved
 
     def _gather(
@@ -199,15 +205,19 @@ class PipelineProgram:
             if ref.name[0] == "s":
                 kept = store.take(ref)
             elif ref.name[0] == "g":
-                sent_back = store.take(ref)
-                gradients[int(ref.name[1:].partition(">")[0])] = [_to(t, stage.device) for t in sent_back]
+                consumer = int(ref.name[1:].partition(">")[0])
+                gradients[consumer] = [_to(t, stage.device) for t in store.take(ref)]
         if kept is None:
             raise InternalError(f"{action.label} has nothing kept from its forward pass")
-        roots, seeds = _roots(kept, gradients)
         unit = (action.batch, action.part)
         stage.weights.before_backward(unit)
-        if roots:
-            torch.autograd.backward(roots, seeds)
+        if kept.loss is not None:
+            if kept.loss.requires_grad:
+                torch.autograd.backward(
+                    kept.loss, torch.full_like(kept.loss, kept.share) if kept.share != 1.0 else None
+                )
+        elif kept.entry is not None:
+            kept.entry.backward(gradients)
         stage.weights.after_backward(unit)
         moved = 0
         for ref in action.writes:
@@ -225,37 +235,6 @@ class PipelineProgram:
         store.take(Ref(f"u{action.subject}", action.batch))
         stage.weights.update(action.batch, self.batches[action.batch].hyper, self._clip)
         return 0
-
-
-def _roots(kept: Kept, gradients: Mapping[int, Sequence[Tensor | None]]) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Where the stage's backward pass begins, with the gradients that later stages sent.
-
-    A value that several stages consume gets its gradients added in the order of the consumers, last stage first, the
-    order in which they fall due.
-    """
-    if kept.loss is not None:
-        if not kept.loss.requires_grad:
-            return [], []
-        seed = torch.full_like(kept.loss, kept.share) if kept.share != 1.0 else None
-        roots: list[Tensor] = [kept.loss]
-        seeds: list[Tensor | None] = [seed]
-    else:
-        roots, seeds = [], []
-    total: dict[int, int] = {}  # id of an output → its place in roots
-    for consumer in sorted(gradients, reverse=True):
-        for output, gradient in zip(kept.sent[consumer], gradients[consumer], strict=True):
-            if output is None or gradient is None:
-                continue
-            place = total.get(id(output))
-            if place is None:
-                total[id(output)] = len(roots)
-                roots.append(output)
-                seeds.append(gradient)
-            else:
-                earlier = seeds[place]
-                assert earlier is not None
-                seeds[place] = earlier + gradient
-    return roots, seeds
 
 
 def _to(value: Any, device: torch.device | None) -> Any:
