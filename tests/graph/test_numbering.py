@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
-from convoy.graph.split import cut_after_layer
+from convoy.graph.split import crossing, cut_after_layer
+from convoy.models import build
 
 
 class Basic(nn.Module):
@@ -83,6 +84,15 @@ def test_the_published_placements_end_the_16_channel_group(depth: int, last: int
     starts = {"shortcut first": f"{first_block}.downsample.0", "shortcut last": f"{first_block}.conv1"}
     assert graph.nodes[position].path == starts[order]
     assert graph.nodes[position - 1].kind == "relu"
+
+
+def test_a_shortcut_without_weights_goes_with_its_block() -> None:
+    graph = captured(build("resnet20"))
+    position = cut_after_layer(graph, 7)
+    assert graph.nodes[position - 1].path == "layer1.2.relu2"
+    # Padded behind the cut, the shortcut needs nothing across it but what the convolution needs too.
+    assert crossing(graph, position) == (graph.nodes[position - 1].name,)
+    assert graph.nodes[cut_after_layer(graph, 8)].path == "layer2.0.conv2"
 
 
 def test_the_cut_inside_a_block_leaves_its_own_projection_alone() -> None:

@@ -3,7 +3,7 @@ without the projections on shortcuts (SYSTEMS 1.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from convoy.graph.graph import Node
@@ -16,9 +16,30 @@ def projections(nodes: Sequence[Node]) -> Mapping[str, tuple[str, ...]]:
     At an addition of two values, each branch reaches back to their common ancestors. A branch with one convolution
     and nothing else that has weights, beside a branch with two or more weighted layers, is a projection.
     """
+    found: dict[str, tuple[str, ...]] = {}
+    for short, main in _branches(nodes):
+        shortcut = _weighted(nodes, short)
+        if len(shortcut) == 1 and shortcut[0].kind in CONVOLUTIONS:
+            found[shortcut[0].name] = main
+    return found
+
+
+def free_shortcuts(nodes: Sequence[Node]) -> Mapping[str, tuple[str, ...]]:
+    """The shortcuts that compute something without weights (pooling, zero padding): the first node of each, with the
+    weighted layers on the other branch of its block, in order."""
+    found: dict[str, tuple[str, ...]] = {}
+    for short, main in _branches(nodes):
+        if short and not _weighted(nodes, short):
+            first = nodes[(short & -short).bit_length() - 1]
+            found[first.name] = main
+    return found
+
+
+def _branches(nodes: Sequence[Node]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """For each branch that an addition joins to another with two or more weighted layers: its own nodes as bits, and
+    the names of those layers."""
     bit = {node.name: 1 << index for index, node in enumerate(nodes)}
     behind: dict[str, int] = {}
-    found: dict[str, tuple[str, ...]] = {}
     for node in nodes:
         mine = bit[node.name]
         for name in node.inputs:
@@ -31,10 +52,9 @@ def projections(nodes: Sequence[Node]) -> Mapping[str, tuple[str, ...]]:
         if not one & other:
             continue
         for short, long in ((one & ~other, other & ~one), (other & ~one, one & ~other)):
-            shortcut, main = _weighted(nodes, short), _weighted(nodes, long)
-            if len(shortcut) == 1 and shortcut[0].kind in CONVOLUTIONS and len(main) >= 2:
-                found[shortcut[0].name] = tuple(layer.name for layer in main)
-    return found
+            main = _weighted(nodes, long)
+            if len(main) >= 2:
+                yield short, tuple(layer.name for layer in main)
 
 
 def number(nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from convoy.errors import ModelError
 from convoy.graph.graph import Graph, Node
 from convoy.graph.inplace import make_out_of_place
-from convoy.graph.numbering import projections
+from convoy.graph.numbering import free_shortcuts, projections
 from convoy.graph.origin import origin_of
 from convoy.graph.wrap import Rebuild
 
@@ -65,7 +65,8 @@ def crossing(graph: Graph, position: int) -> tuple[str, ...]:
 
 def cut_after_layer(graph: Graph, layer: int) -> int:
     """The position of the cut after numbered layer ``layer`` (1 is the first): just before the first node of the
-    next layer, or before the projection of the block that starts there if that runs first. What follows the layer
+    next layer, or before the shortcut of the block that starts there (a projection, or one that computes without
+    weights) if that runs first. What follows the layer
     (BatchNorm, ReLU, addition, pooling) stays with it. Raises ``ModelError`` where there is no such cut."""
     layers = graph.layers
     if not 1 <= layer < len(layers):
@@ -75,7 +76,7 @@ def cut_after_layer(graph: Graph, layer: int) -> int:
         )
     following = layers[layer]
     starts = [graph.position[following.name]]
-    for shortcut, main in projections(graph.nodes).items():
+    for shortcut, main in (*projections(graph.nodes).items(), *free_shortcuts(graph.nodes).items()):
         if main[0] == following.name:
             starts.append(graph.position[shortcut])
     return _checked(graph, _with_weights(graph, min(starts)), f"after layer {layer}")
