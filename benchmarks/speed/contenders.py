@@ -107,6 +107,24 @@ class DataParallel(Loop):
         return super().measure(steps)
 
 
+class Limit(Loop):
+    """What the machine gives: independent plain loops, one a core, that share nothing but the hardware. ``seconds`` is
+    the time between two steps of all of them together; no way to train on these cores can be expected to beat it."""
+
+    def _build(self) -> None:
+        join_group(self._options)
+        super()._build()
+
+    def info(self) -> Mapping[str, Any]:
+        return {"processes": self._options["size"], "threads": torch.get_num_threads()}
+
+    def measure(self, steps: int) -> Mapping[str, Any]:
+        dist.barrier()
+        rate = torch.tensor(1.0 / super().measure(steps)["seconds"], dtype=torch.double)
+        dist.all_reduce(rate)
+        return {"seconds": 1.0 / rate.item()}
+
+
 class ConvoySequential:
     """``Sequential`` bound to the same objects."""
 

@@ -5,8 +5,8 @@
     python benchmarks/speed/run.py --model resnet56 --variant "half:clock=1f1b,accumulate=4" --modes one,two,convoy
     python benchmarks/speed/run.py --model resnet56 --batch 32 --busy-core --modes one,two,convoy,ddp
 
-Modes: one (PyTorch loop, one thread), two (PyTorch's own threads, as many as there are workers), sequential (convoy's,
-same threads), convoy (Pipelined, a worker a core), ddp (a process a core), and the schedules of
+Modes: one (PyTorch loop, one thread), two (PyTorch's own threads, as many as there are workers), limit (independent
+loops, one a core: what the hardware gives), sequential (convoy's, same threads), convoy (Pipelined, a worker a core), ddp (a process a core), and the schedules of
 torch.distributed.pipelining on two processes, each with every number of --micro-batches: gpipe, 1f1b,
 interleaved-1f1b, looped-bfs, interleaved-zb, zbv, dualpipev. "peers" stands for gpipe,1f1b; "all-peers" for all seven.
 """
@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from common.contender import BusyCore, Contender
 from common.rounds import Noise, Rounds, finish, ratios, run_rounds, seconds, shown, spread, table
-from contenders import ConvoyPipelined, ConvoySequential, DataParallel, Loop
+from contenders import ConvoyPipelined, ConvoySequential, DataParallel, Limit, Loop
 from synchronous import ONE_STAGE_A_PROCESS, SCHEDULES, BlockTimes, Synchronous, balanced
 
-PLAIN = ("one", "two", "sequential", "convoy", "ddp")
+PLAIN = ("one", "two", "limit", "sequential", "convoy", "ddp")
 
 
 def arguments() -> argparse.Namespace:
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="measured steps of every contender in a round")
     parser.add_argument("--warm-up", type=int, default=4, help="steps before the first round")
-    parser.add_argument("--modes", default="one,two,convoy,ddp,peers")
+    parser.add_argument("--modes", default="one,two,limit,convoy,ddp,peers")
     parser.add_argument("--stages", type=int, default=2, help="stages of convoy; as many cores for two and ddp")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="NAME:FIELD=VALUE,…", help="another convoy; may be repeated"
@@ -84,6 +84,8 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
             found.append(Contender("one", Loop, shared | {"threads": 1}))
         elif mode == "two":
             found.append(Contender("two", Loop, shared))
+        elif mode == "limit":
+            found.append(Contender("limit", Limit, shared | {"threads": 1}, options.stages))
         elif mode == "sequential":
             found.append(Contender("sequential", ConvoySequential, shared))
         elif mode == "convoy":
@@ -123,7 +125,7 @@ def summary(found: Sequence[Contender], measured: Rounds) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for contender in found:
         row: dict[str, Any] = {"seconds": spread(seconds(measured, contender.name), 6)}
-        for base in ("one", "two", "ddp"):
+        for base in ("one", "two", "ddp", "limit"):
             if base != contender.name and (r := ratios(measured, base, contender.name)):
                 row[f"times_{base}"] = spread(r, 3)
         turns = [answers[contender.name] for answers in measured if contender.name in answers]
