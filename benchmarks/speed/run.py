@@ -6,9 +6,10 @@
     python benchmarks/speed/run.py --model resnet56 --batch 32 --busy-core --modes one,two,convoy,ddp
 
 Modes: one (PyTorch loop, one thread), two (PyTorch's own threads, as many as there are workers), limit (independent
-loops, one a core: what the hardware gives), sequential (convoy's, same threads), convoy (Pipelined, a worker a core), ddp (a process a core), and the schedules of
-torch.distributed.pipelining on two processes, each with every number of --micro-batches: gpipe, 1f1b,
-interleaved-1f1b, looped-bfs, interleaved-zb, zbv, dualpipev. "peers" stands for gpipe,1f1b; "all-peers" for all seven.
+loops, one a core: what the hardware gives), sequential (convoy's, same threads), convoy (Pipelined, a worker a core),
+ddp (a process a core), and the schedules of torch.distributed.pipelining on two processes, each with every number of
+--micro-batches: gpipe, 1f1b, interleaved-1f1b, looped-bfs, interleaved-zb, zbv, dualpipev. "peers" stands for
+gpipe,1f1b; "all-peers" for all seven.
 """
 
 from __future__ import annotations
@@ -149,11 +150,11 @@ def summary(found: Sequence[Contender], measured: Rounds) -> dict[str, Any]:
 
 
 def show(rows: dict[str, Any]) -> str:
-    head = ("mode", "ms a step", "× one", "× two", "× ddp")
+    head = ("mode", "ms a step", "× one", "× two", "× ddp", "× limit")
     cells = []
     for name, row in rows.items():
         ms = shown(row["seconds"], 1, 1e3) if row["seconds"] else f"failed: {row.get('error', '')[:60]}"
-        cells.append((name, ms, *(shown(row.get(f"times_{base}")) for base in ("one", "two", "ddp"))))
+        cells.append((name, ms, *(shown(row.get(f"times_{base}")) for base in ("one", "two", "ddp", "limit"))))
     return table(head, cells)
 
 
