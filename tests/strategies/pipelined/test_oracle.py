@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from convoy.graph.capture import capture
+from convoy.graph.random import keyed
 from convoy.strategies.base import Settings
 from convoy.strategies.sequential import Sequential
 
@@ -135,6 +137,27 @@ def test_random_layers_draw_what_the_sequential_strategy_draws(runs: ModuleType,
     runs.same(cut.losses[:1], losses[:1], "losses")
     other = runs.train(build, sizes, stages=1, settings=Settings(seed=1, channels_last=False))
     assert not torch.equal(other.losses[0], run.losses[0]), "the seed has no effect"
+
+
+def test_every_part_has_draws_of_its_own(runs: ModuleType) -> None:
+    """Keyed by (seed, batch, part): the captured program, run part by part under these keys, gives the same."""
+    build = partial(runs.Chain, 3, 0.4, False)
+    run = runs.train(build, [4, 6], stages=1, accumulate=2, settings=Settings(seed=5, channels_last=False))
+    torch.manual_seed(0)
+    net = build()
+    optimizer = runs.OPTIMIZERS["momentum"](net.parameters())
+    data = runs.batches([4, 6])
+    program = capture(net, (data[0][0],)).program
+    for batch, (x, y) in enumerate(data):
+        optimizer.zero_grad()
+        found = []
+        for part, (px, py) in enumerate(zip(x.tensor_split(2), y.tensor_split(2), strict=True)):
+            with keyed(5, batch, part):
+                (output,) = program(px)
+            found.append(output)
+            (runs.loss(output, py) * 0.5).backward()
+        optimizer.step()
+        runs.same(run.outputs[batch], torch.cat(found).detach(), f"outputs of batch {batch}")
 
 
 @pytest.mark.parametrize("correction", ["stash", "predict:linear+spike", "predict:momentum", "pipemare", "stage-lr"])
