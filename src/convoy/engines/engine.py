@@ -89,7 +89,14 @@ Failure: TypeAlias = "tuple[str, Action, BaseException]"
 
 _COLUMNS = 4  # cycles drawn before and after the one that failed
 
-_WORDS = {"F": "forward", "B": "backward", "U": "update"}
+_WORDS = {
+    "F": "forward",
+    "B": "backward",
+    "I": "input gradient",
+    "G": "weight gradient",
+    "L": "loss",
+    "U": "update",
+}
 
 
 def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
@@ -100,9 +107,10 @@ def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
     lane, action, cause = failure
     if isinstance(cause, ConvoyError):
         raise cause
+    where = f"stage {action.subject}" if action.subject.isdecimal() else action.subject  # a stage or a node
     raise WorkerFailed(
         f"{lane} failed in the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} "
-        f"at stage {action.subject}: {type(cause).__name__}: {cause}",
+        f"at {where}: {type(cause).__name__}: {cause}",
         action=action.label,
         grid=grid(Schedule(list(recent)), mark=action, tail=True, around=_COLUMNS),
     ) from cause

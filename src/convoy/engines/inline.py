@@ -36,8 +36,9 @@ class InlineEngine:
         self._recent.extend(entries)
         threads_before = torch.get_num_threads()
         try:
-            for lane, action in entries:
+            for _, action in entries:  # all of them first: a value stays until all its admitted readers are done
                 self._board.admit(action)
+            for lane, action in entries:
                 blocker = self._board.blocker(action)
                 if blocker is not None:
                     raise InternalError(f"{action.label} is submitted before {blocker} is there")

@@ -47,12 +47,12 @@ class PoolEngine(Workers):
         super().submit(entries)
 
     def _submit_compiled(self, batch: Occurrence) -> None:
-        self._begin()
         recurring = batch.recurring
         with self._lock:
             self._check()
             if self._stop:
                 raise closed()
+            self._begin()
             self._recent.extend(batch[-self._options.history :])
             for name, added in recurring.advances.items():
                 self._board.start_at(name, self._store.version(name) + added)

@@ -78,28 +78,30 @@ class Workers(ABC):
     # --- the driver's side ---------------------------------------------------------------------------------
 
     def submit(self, entries: Iterable[Entry]) -> None:
-        self._begin()
-        for lane, action in entries:
-            with self._lock:
-                self._check()
-                if self._stop:
-                    raise closed()
-                self._recent.append((lane, action))
+        entries = list(entries)
+        with self._lock:
+            self._check()
+            if self._stop:
+                raise closed()
+            self._begin()
+            self._recent.extend(entries)
+            for _, action in entries:  # all of them first: a value stays until all its admitted readers are done
                 self._board.admit(action)
-                if lane != DRIVER:
-                    self._pending.add(action)
-                    self._enqueue(lane, action)
+        for lane, action in entries:
             if lane == DRIVER:
                 self._carry_out(lane, action)
-                with self._lock:
+            with self._lock:
+                if lane == DRIVER:
                     self._finish(lane, action)
+                else:
+                    self._pending.add(action)
+                    self._enqueue(lane, action)
         with self._lock:
             self._wake()
 
     def _begin(self) -> None:
-        with self._lock:
-            if not self._pending:  # the watchdog does not count the time in which there was nothing to do
-                self._moved_at = self._options.clock()
+        if not self._pending:  # the watchdog does not count the time in which there was nothing to do
+            self._moved_at = self._options.clock()
 
     def wait(self, action: Action) -> None:
         with self._lock:

@@ -94,11 +94,11 @@ class Recurring:
         self.ranks: list[float] = []
         self.rank()
         number: dict[Ref, int] = {}
-        self._forms = [
-            (lane, a.kind, a.subject, a.part, *(tuple(number.setdefault(r, len(number)) for r in refs) for refs in
-             (a.reads, a.writes)))
-            for lane, a in self.entries
-        ]  # fmt: skip
+
+        def numbers(refs: Sequence[Ref]) -> tuple[int, ...]:
+            return tuple(number.setdefault(ref, len(number)) for ref in refs)
+
+        self._forms = [(lane, a, numbers(a.reads), numbers(a.writes)) for lane, a in self.entries]
         self._refs = [(ref.name, ref.version, ref.is_state) for ref in number]
 
     def at(self, batch: int, versions: Mapping[str, int]) -> Occurrence:
@@ -107,8 +107,8 @@ class Recurring:
         take = refs.__getitem__
         return Occurrence(
             (
-                (lane, Action(kind, subject, batch, part, tuple(map(take, reads)), tuple(map(take, writes))))
-                for lane, kind, subject, part, reads, writes in self._forms
+                (lane, Action(a.kind, a.subject, batch, a.part, tuple(map(take, reads)), tuple(map(take, writes))))
+                for lane, a, reads, writes in self._forms
             ),
             self,
         )

@@ -24,13 +24,24 @@ from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.batch import arguments, call, channels_last, detach, prepare_model, to_device
 
 PRECISIONS = ("float32", "bfloat16")
+INNER = ("whole", "tasks")
 
 
 @dataclass(frozen=True)
 class Sequential(Strategy):
-    """One batch after the other, all cores (or ``Settings.threads``) on each."""
+    """One batch after the other, all cores (or ``Settings.threads``) on each.
+
+    ``inner``: "whole" runs the user's module and leaves the cores to PyTorch; "tasks" runs each step as a graph of
+    tasks, node by node and tile by tile, on workers of one thread each (CPUs only).
+    """
 
     name: ClassVar[str] = "sequential"
+
+    inner: str = "whole"
+
+    def __post_init__(self) -> None:
+        if self.inner not in INNER:
+            raise OptionError(f"inner is {self.inner!r}", hint=f"choose one of {', '.join(INNER)}")
 
     def bind(
         self,
@@ -41,6 +52,10 @@ class Sequential(Strategy):
         settings: Settings | None = None,
         sink: Sink | None = None,
     ) -> Step:
+        if self.inner == "tasks":
+            from convoy.strategies.tasks.step import TaskStep
+
+            return TaskStep(model, loss, optimizer, settings or Settings(), sink)
         return SequentialStep(model, loss, optimizer, settings or Settings(), sink)
 
 

@@ -66,13 +66,14 @@ class StageOptimizer:
         if norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, norm)
 
-    def step(self, hyper: Hyper) -> None:
+    def step(self, hyper: Hyper, keep_gradients: bool = False) -> None:
         """Update with the recorded hyper-parameters and forget the gradients."""
         for group, recorded in zip(self._optimizer.param_groups, hyper, strict=True):
             group.update(recorded)
         self._optimizer.state = self._whole.state
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if not keep_gradients:
+            self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def spike_step(self, hyper: Hyper, factors: Callable[[float], tuple[float, float]]) -> None:
