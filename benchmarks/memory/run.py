@@ -5,10 +5,11 @@
 
 For the publication's four networks and placements at batch 128: the peak of live bytes in sequential training, and in
 pipelines on real threads. Everything counts but weights, their gradients, optimizer state and the images: activations
-and the gradients on their way back; "activations" alone is the peak without the latter. Where the workers stand
-relative to each other decides the peak, so each pipeline runs as it comes, with either worker held back, and inline; the
-highest counts. "Expected" is the sum of d_i * A_i, with A_i the bytes of the distinct storages that autograd saves at
-stage i. With --rss also the whole process's resident memory.
+and the gradients on their way back; "activations alone" is the peak without the latter. Where the workers stand
+relative to each other decides the peak, so each pipeline runs as it comes, with either worker held back, and inline;
+the highest counts. "Expected" is the sum of d_i * A_i, with A_i the bytes of the distinct storages that autograd saves
+at stage i; with accumulation it is the sum of (d_i + 1) * A_i / accumulate against
+the peak. With --rss also the whole process's resident memory.
 """
 
 from __future__ import annotations

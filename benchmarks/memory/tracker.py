@@ -62,7 +62,7 @@ class Ledger:
     def born(self, tensor: Tensor, where: str, what: str) -> None:
         storage = tensor.untyped_storage()
         address, amount = storage._cdata, storage.nbytes()
-        if not amount:
+        if not amount or storage.device.type == "meta":  # shapes alone, of a capture
             return
         with self._lock:
             if address in self._live:
