@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convoy.cli.config import TrainConfig, about
+from convoy.cli.config import TrainConfig, applies
 from convoy.cli.options import chosen, command
 
 
@@ -35,8 +35,8 @@ def test_help_shows_what_applies_to_the_strategy(convoy: Any) -> None:
     )
     for key in TrainConfig.model_fields:
         option = f"--{key.replace('_', '-')} "
-        assert option in pipelined or "pipelined" not in about(key)["of"]
-        assert (option in plain) == (not about(key)["of"]), key
+        assert (option in pipelined) == applies(key, "pipelined"), key
+        assert (option in plain) == applies(key, "sequential"), key
     assert "--strategy pipelined --help" in " ".join(plain.split())
 
 

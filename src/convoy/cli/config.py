@@ -100,6 +100,12 @@ class TrainConfig(BaseModel):
         of="hybrid",
         value="5|0.5|stall|batch:N",
     )
+    inner: str | None = _option(
+        "Strategy",
+        "tasks: every step as a graph of tasks, on workers of one thread each.",
+        of="sequential hybrid",
+        value="whole|tasks",
+    )
     stages: int | None = _option(
         "Strategy", "Stages, cut where their measured cost is balanced.", of=_PIPELINED, value="N"
     )
