@@ -126,6 +126,11 @@ class Strategy(ABC):
         """Whether it makes decisions from validation, so that a run without one is refused."""
         return False
 
+    @property
+    def suspects(self) -> str | None:
+        """What of the strategy to look at first when the loss is not finite any more; None where it changes nothing."""
+        return None
+
     @abstractmethod
     def bind(
         self,

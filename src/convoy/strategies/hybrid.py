@@ -60,6 +60,10 @@ class Hybrid(Strategy):
         stall = SwitchRule.parse(self.switch).kind == "stall"
         return stall or self.first.needs_validation or self.then.needs_validation
 
+    @property
+    def suspects(self) -> str | None:
+        return self.first.suspects or self.then.suspects
+
     def bind(
         self,
         model: nn.Module,

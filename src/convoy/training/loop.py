@@ -43,6 +43,9 @@ class _Entered:
     time: float
 
 
+_LOWER = "lower the learning rate, or bound the gradient norm with clip"
+
+
 class Loop:
     """One ``fit``: from where ``state`` stands to ``epochs`` in all. Holds nothing that a checkpoint does not."""
 
@@ -207,7 +210,7 @@ class Loop:
                 raise Diverged(
                     f"the loss of batch {result.batch} (epoch {entered.epoch + 1}) is {loss} "
                     f"at learning rate {entered.lr:g}",
-                    hint="lower the learning rate, or bound the gradient norm with clip",
+                    hint="; ".join(filter(None, (self.setup.strategy.suspects, _LOWER))),
                 )
             correct = count_correct(result.output, result.target)
             sums = next(s for s in self.state.sums if s.epoch == entered.epoch)

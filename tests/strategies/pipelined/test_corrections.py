@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convoy.errors import OptionError
+from convoy.errors import Diverged, OptionError
 from convoy.events.event import Event
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
@@ -21,6 +21,7 @@ from convoy.strategies.pipelined.corrections import (
     spike_factors,
     stage_lr_factor,
 )
+from convoy.training.trainer import Trainer
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 
@@ -259,3 +260,19 @@ def test_a_larger_effective_step_is_said_before_training() -> None:
     assert len(messages) == 1 and "4.7" in messages[0] and "diverged" in messages[0]
     assert not Corrections.parse("spike").warnings((1.0, 0.0), 0.9)
     assert not Corrections.parse("stage-lr").warnings((6.0,), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("correction", "words"),
+    [("spike", "correction 'spike' changes the effective step"), (None, "clock='1f1b' or accumulate=4")],
+)
+def test_a_run_that_falls_apart_names_what_to_look_at(correction: str | None, words: str) -> None:
+    model = Chain(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30, momentum=0.9)
+    strategy = Pipelined(cuts=["layers.1"], correction=correction)
+    trainer = Trainer(model, half_square, optimizer, strategy=strategy)
+    batch = torch.ones(4, 1, dtype=torch.double)
+    with pytest.raises(Diverged) as caught:
+        trainer.fit([(batch, 2 * batch)] * 40)
+    assert words in str(caught.value.hint)
+    assert "lower the learning rate" in str(caught.value.hint)

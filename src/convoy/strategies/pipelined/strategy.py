@@ -87,6 +87,12 @@ class Pipelined(Strategy):
                 f"ppv is {list(ppv)}, which is not a rising list of layer numbers", hint="write for example ppv=[7, 13]"
             )
 
+    @property
+    def suspects(self) -> str | None:
+        if self.correction:
+            return f"correction {self.correction!r} changes the effective step: try without it"
+        return "stale weights bear less: try clock='1f1b' or accumulate=4"
+
     def bind(
         self,
         model: nn.Module,
