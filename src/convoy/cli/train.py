@@ -99,9 +99,10 @@ class _Watcher:
             from convoy.cli.saved import write_facts
 
             write_facts(self.trainer.run_path, self._facts)
-        elif event.kind == "plan" and self.plan is None:
-            self.plan = event.data
-            table = getattr(self.trainer.plan, "table", None)
+        elif event.kind == "plan":  # a hybrid has two, one after the other
+            plan = self.trainer.plan
+            self.plan = event.data if plan is None else plan.to_dict()
+            table = getattr(plan, "table", None)
             if table is not None and self._progress is not None:
                 self._progress.say(f"\n{table()}\n")
 
