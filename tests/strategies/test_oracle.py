@@ -120,6 +120,36 @@ def test_measured_cuts_are_those_of_the_record(run, parts, same):
     same(made, again)
 
 
+@pytest.mark.parametrize(
+    "strategy", [PIPELINED, Hybrid(Sequential(), PIPELINED, "batch:2"), Hybrid(PIPELINED, Sequential(), "batch:8")]
+)
+def test_a_recut_is_repeated(parts, batches, same, strategy):
+    made, again, without, data, events = parts(), parts(), parts(), batches(9), []
+    with strategy.bind(made.model, LOSS, made.optimizer, sink=events.append) as step:
+        results = [step(x, y) for x, y in data[:4]] + step.drain()
+        step.recut(["norm2", "drop"])
+        events.append(Event("decision", "recut", batch=4, data={"cause": "timing", "cuts": ["norm2", "drop"]}))
+        results += [step(x, y) for x, y in data[4:]] + step.drain()
+    run = oracle(again.model, LOSS, again.optimizer, strategy, data, events=events)
+    assert list(run.losses) == [float(r.loss) for r in results if r is not None]
+    same(made, again)
+    assert ("recut", 4) in [(d.name, d.batch) for d in run.decisions]
+    drained = [e for e in events if e.name != "recut"] + [Decision("drain", 4, "user")]
+    # The stages are others, and so is what each of them reads late.
+    other = oracle(without.model, LOSS, without.optimizer, strategy, data, events=drained)
+    assert other.losses != run.losses
+
+
+def test_a_recut_of_what_is_gone_or_never_was(parts, batches):
+    recut = Decision("recut", 4, "timing", {"cuts": ["norm2"]})
+    made = parts()
+    events = [recut, Decision("switch", 4, "user")]
+    run = oracle(made.model, LOSS, made.optimizer, Hybrid(PIPELINED, Sequential(), 0.5), batches(6), events=events)
+    assert [(d.name, d.batch) for d in run.decisions] == [("drain", 4), ("switch", 4)]
+    with pytest.raises(OptionError, match="has no cuts"):
+        oracle(made.model, LOSS, made.optimizer, Sequential(), batches(6), events=[recut])
+
+
 def test_what_cannot_be_the_runs_is_refused(run, parts):
     made = run(PIPELINED, settings=Settings(seed=3, threads=6))
     made.fit(1)

@@ -8,7 +8,7 @@ is drained before the switch; the second goes on with its count of mini-batches,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from torch import nn
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
+from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.switching import Switching, SwitchRule
 
 
@@ -155,6 +156,12 @@ class HybridStep:
         self._step.end_epoch(validation_accuracy=validation_accuracy, validation_loss=validation_loss)
         if self._then is not None:
             self._switching.end_epoch(validation_accuracy, validation_loss)
+
+    def recut(self, cuts: Sequence[str]) -> None:
+        """Cut the pipeline that trains now anew, right after a drain."""
+        if not isinstance(self._step, PipelinedStep):
+            raise InternalError("what trains now is no pipeline and cannot be cut anew")
+        self._step.recut(cuts)
 
     def drain(self) -> list[StepResult]:
         drained = [*self._results, *self._step.drain()]

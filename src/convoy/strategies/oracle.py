@@ -1,7 +1,8 @@
 """The oracle: the same strategy in one thread, with the decisions that a run recorded.
 
-The same decisions give the same numbers, whatever the timing. Decisions of the user or of timing (drains, a switch at
-an epoch) are taken from the record; those made from data (a switch at a stall) are recomputed from it and compared.
+The same decisions give the same numbers, whatever the timing. Decisions of the user or of timing (drains, new cuts, a
+switch at an epoch) are taken from the record; those made from data (a switch at a stall) are recomputed from it and
+compared.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch.optim import Optimizer
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, Sink
 from convoy.schedule.decision import Decision
-from convoy.strategies.base import Loss, Settings, StepResult, Strategy
+from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.batch import split_batch
-from convoy.strategies.hybrid import Hybrid
+from convoy.strategies.hybrid import Hybrid, HybridStep
 from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.record import Record, Recorded
 from convoy.strategies.sequential import Sequential
 from convoy.strategies.switching import Stall, SwitchRule
@@ -40,7 +42,7 @@ class OracleRun:
 def inline(strategy: Strategy) -> Strategy:
     """The same strategy in one thread. Raises OptionError for one that has no oracle."""
     if isinstance(strategy, Pipelined):
-        return replace(strategy, engine="inline")
+        return replace(strategy, engine="inline", recut="off")
     if isinstance(strategy, Hybrid):
         return replace(strategy, first=inline(strategy.first), then=inline(strategy.then))
     if isinstance(strategy, Sequential):
@@ -61,8 +63,8 @@ def oracle(
 ) -> OracleRun:
     """Train ``model`` on ``batches`` under ``strategy`` in one thread.
 
-    ``events`` are those of a run (or some decisions, or the rows of its ``events.jsonl``): the oracle drains and
-    switches where the run did and cuts as it cut. From equal objects, settings and batches it ends with the same bits.
+    ``events`` are those of a run (or some decisions, or the rows of its ``events.jsonl``): the oracle drains,
+    switches and cuts as the run did. From equal objects, settings and batches it ends with the same bits.
     ``batches`` yields what a loader yields; a generator may step a scheduler after each batch that it yields.
 
     Raises OptionError where strategy or settings cannot be those of the record, InternalError where a decision made
@@ -76,7 +78,9 @@ def oracle(
         if event.kind == "decision":
             decisions.append(Decision(event.name, event.batch, event.data.get("cause", "user"), event.data))
         elif event.kind == "plan" and event.name == Pipelined.name:
-            _compare(event.data, record.plans[any(d.name == "switch" for d in decisions)])
+            made = {d.name for d in decisions}
+            if "recut" not in made:
+                _compare(event.data, record.plans["switch" in made][:1])
         if sink is not None:
             sink(event)
 
@@ -88,12 +92,23 @@ def oracle(
             if number in record.drains:
                 decisions.append(Decision("drain", number, "user"))
                 losses += _losses(step.drain())
+            if number in record.recuts and (record.switch is None or number != record.switch.batch):
+                # Where the switch follows at once, the pipeline that was cut anew is gone.
+                cuts = record.recuts[number]
+                decisions.append(Decision("recut", number, "timing", {"cuts": list(cuts)}))
+                _pipeline(step).recut(cuts)
             result = step(*split_batch(batch))
             losses += _losses([] if result is None else [result])
         losses += _losses(step.drain())
         plan = step.plan()
     differing = (n for n, value in enumerate(losses) if n in record.losses and record.losses[n] != value)
     return OracleRun(tuple(losses), tuple(decisions), plan, next(differing, None))
+
+
+def _pipeline(step: Step) -> PipelinedStep | HybridStep:
+    if not isinstance(step, (PipelinedStep, HybridStep)):
+        raise OptionError("the run was cut anew, and this strategy has no cuts", hint="pass the strategy of the run")
+    return step
 
 
 def _losses(results: Sequence[StepResult]) -> list[float]:

@@ -25,10 +25,12 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``drains``: the mini-batches before which the pipeline was drained. ``switch``: the one before which a hybrid
-    went over. ``plans``: the pipelines' plans before and after the switch. ``losses`` by mini-batch."""
+    """``drains``: the mini-batches before which the pipeline was drained. ``recuts``: those before which it was cut
+    anew, and where. ``switch``: the one before which a hybrid went over. ``plans``: the pipelines' plans before and
+    after the switch. ``losses`` by mini-batch."""
 
     drains: frozenset[int] = frozenset()
+    recuts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     switch: Decision | None = None
     plans: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]] = ((), ())
     losses: Mapping[int, float] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Record:
         for event in map(_event, recorded):
             if (event.kind, event.name) == ("run", "begin"):
                 place = int(event.data.get("resumed_from") or 0)
-                kept = [(at, e) for at, e in kept if at < place or (at == place and e.name == "drain")]
+                kept = [(at, e) for at, e in kept if at < place or (at == place and e.name in ("drain", "recut"))]
             place = max(place, event.batch)
             kept.append((place if event.kind == "plan" else event.batch, event))
         return cls._sorted([event for _, event in kept])
@@ -51,6 +53,7 @@ class Record:
     @classmethod
     def _sorted(cls, events: Iterable[Event]) -> Record:
         drains: set[int] = set()
+        recuts: dict[int, tuple[str, ...]] = {}
         switch: Decision | None = None
         plans: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
         losses: dict[int, float] = {}
@@ -59,6 +62,9 @@ class Record:
             match event.kind, event.name:
                 case "decision", "drain":
                     drains.add(event.batch)
+                case "decision", "recut":
+                    drains.add(event.batch)
+                    recuts[event.batch] = tuple(event.data["cuts"])
                 case "decision", "switch":
                     switch = Decision("switch", event.batch, event.data.get("cause", "user"), event.data)
                 case "plan", "pipelined":
@@ -70,7 +76,7 @@ class Record:
                     validations.append(
                         Validation(event.batch + 1, data.get("validation_accuracy"), data.get("validation_loss"))
                     )
-        return cls(frozenset(drains), switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations))
+        return cls(frozenset(drains), recuts, switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations))
 
 
 def _event(item: Recorded) -> Event:
