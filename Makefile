@@ -22,10 +22,12 @@ $(VENV)/.made:
 
 # Installed again only when what is to be installed changed.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "installing; PyTorch is large, so this may take some minutes"
 	$(PIP) install --quiet --editable . --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "installing; PyTorch is large, so this may take some minutes"
 	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $(VENV)/.installed $@
 

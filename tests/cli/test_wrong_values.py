@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 SMALL = ("--data", "digits", "--limit", "64", "--batch-size", "32", "--epochs", "1")
 PIPELINE = ("--strategy", "pipelined")
@@ -142,3 +143,14 @@ def test_a_damaged_checkpoint(convoy: Any, trained: Path, damage: str) -> None:
         done = convoy(*arguments)
         assert done.code == 2 and "no checkpoint in one is whole" in done.error
     assert not Path("x.safetensors").exists()
+
+
+def test_images_that_are_not_square(convoy: Any) -> None:
+    for name in ("one", "two"):
+        for number in range(3):
+            path = Path("photos", name, f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 32)).save(path)
+    done = convoy("train", "lenet5", "--data", "folder:photos")
+    assert done.code == 2 and "32x40 pixels" in done.error and "--image-size 32" in done.hint
+    assert not Path("runs").exists()

@@ -12,7 +12,7 @@ from torch import nn
 
 from convoy.cli.config import TrainConfig, about, applies, strategy_fields
 from convoy.data import DataBundle, open_data
-from convoy.errors import MachineError, OptionError
+from convoy.errors import DataError, MachineError, OptionError
 from convoy.models import load
 from convoy.strategies.base import Settings, Strategy
 from convoy.strategies.registry import make_strategy, strategy_class
@@ -45,7 +45,12 @@ def assemble(config: TrainConfig) -> Parts:
         augment=config.augment,
         limit=config.limit,
     )
-    channels, height, _ = data.sample_shape
+    channels, height, width = data.sample_shape
+    if height != width and ":" not in config.model:
+        raise DataError(
+            f"the images of {config.data} have {height}x{width} pixels, and {config.model} takes square ones",
+            hint=f"--image-size {min(height, width)} resizes and crops them",
+        )
     model = load(config.model, classes=len(data.classes), channels=channels, image_size=height, seed=config.seed)
     if config.weights is not None:
         from convoy.cli.saved import load_weights

@@ -268,7 +268,7 @@ class PipelinedStep:
         elif self._sink is not None and not self._said_uneven:
             self._said_uneven = True
             message = f"worker {slowest} takes {uneven:.0%} longer than the mean of the workers"
-            if automatic:
+            if automatic and gain > GAIN:
                 message += "; recut='auto' would cut anew"
             self._sink(Event("warning", "imbalance", data={"message": message}))
 
