@@ -20,6 +20,7 @@ from torch import nn
 from convoy.data import open_data
 from convoy.models import PUBLISHED_PPV, build
 from convoy.strategies.base import Settings, Strategy
+from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.sequential import Sequential
 from convoy.training.trainer import Trainer
@@ -30,7 +31,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--net", default="resnet20")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--strategy", choices=("sequential", "pipelined"), default="pipelined")
-    parser.add_argument("--ppv", help="layer numbers, such as 7,13,17; 'published' for the publication's")
+    parser.add_argument("--ppv", help="layer numbers, such as 7,13,17; 'published' for its own; none: one stage")
+    parser.add_argument("--sequential-first", type=int, default=0, help="so many epochs before the pipeline begins")
+    parser.add_argument("--sequential-from", type=int, default=0, help="the epoch from which the run is sequential")
     parser.add_argument("--clock", default="registers")
     parser.add_argument("--slack", type=int, default=0)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -51,15 +54,22 @@ def arguments() -> argparse.Namespace:
 def strategy(options: argparse.Namespace) -> Strategy:
     if options.strategy == "sequential":
         return Sequential()
+    fields: dict[str, Any] = {
+        "clock": options.clock,
+        "slack": options.slack,
+        "accumulate": options.accumulate,
+        "correction": options.correction,
+        "engine": options.engine,
+    }
+    if options.ppv is None:
+        return Pipelined(stages=1, **fields)
     ppv = PUBLISHED_PPV[options.net] if options.ppv == "published" else [int(p) for p in options.ppv.split(",")]
-    return Pipelined(
-        ppv=ppv,
-        clock=options.clock,
-        slack=options.slack,
-        accumulate=options.accumulate,
-        correction=options.correction,
-        engine=options.engine,
-    )
+    pipelined = Pipelined(ppv=ppv, **fields)
+    if options.sequential_first:
+        return Hybrid(Sequential(), pipelined, switch=options.sequential_first)
+    if options.sequential_from:
+        return Hybrid(pipelined, Sequential(), switch=options.sequential_from)
+    return pipelined
 
 
 def main() -> None:
