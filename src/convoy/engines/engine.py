@@ -100,17 +100,21 @@ _WORDS = {
 
 
 def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
-    """Raise what stopped the run: convoy's own errors as they are, others as WorkerFailed with the schedule drawn.
+    """Raise what stopped the run: convoy's own errors as they are, with the place in a note, others as WorkerFailed
+    with the schedule drawn.
 
     ``recent``: the last entries submitted, in program order.
     """
     lane, action, cause = failure
+    subject = f"stage {action.subject}" if action.subject.isdecimal() else action.subject  # a stage or a node
+    where = f"in the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} at {subject}"
     if isinstance(cause, ConvoyError):
+        note = f"{lane}, {where}"
+        if note not in getattr(cause, "__notes__", ()):  # the driver may ask more than once
+            cause.add_note(note)
         raise cause
-    where = f"stage {action.subject}" if action.subject.isdecimal() else action.subject  # a stage or a node
     raise WorkerFailed(
-        f"{lane} failed in the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} "
-        f"at {where}: {type(cause).__name__}: {cause}",
+        f"{lane} failed {where}: {type(cause).__name__}: {cause}",
         action=action.label,
         grid=grid(Schedule(list(recent)), mark=action, tail=True, around=_COLUMNS),
     ) from cause
