@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convoy.errors import DataError, OptionError
 from convoy.graph.capture import capture
-from convoy.graph.cost import measure, robust, undisturbed
+from convoy.graph.cost import measure
+from convoy.graph.cost_passes import robust, undisturbed
 from convoy.graph.estimate import estimate, estimate_saved
 from convoy.graph.graph import Cost, Graph
 from convoy.graph.machine import Machine

@@ -3,15 +3,15 @@
     profile = measure(graph, args, kwargs, loss=loss, target=y)
     profile.seconds, profile.forward_seconds(0, 7), profile.saved_bytes(0, 7)
 
-Another program may run at any moment. So the whole graph runs several times rather than one node many times, passes
-that were disturbed as a whole are dropped, and of each node's times a low quantile is taken.
+Another program may run at any moment. So the whole graph runs several times rather than one node many times, and what
+stands for a node is found from all passes together (``graph/cost_passes``).
 """
 
 from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -22,20 +22,20 @@ from torch import Tensor
 
 from convoy.errors import OptionError
 from convoy.graph.alone import AloneRunner
+from convoy.graph.cost_passes import Typical, disagreement, drawn_to_prior, robust, typical
+from convoy.graph.estimate import estimate
 from convoy.graph.flops import forward_flops
 from convoy.graph.graph import Cost, Graph
 from convoy.graph.profile import Alone, Profile, first_saved_bytes, relative_spread
 from convoy.graph.saved import SavedRecorder
-from convoy.graph.timed_pass import PassRunner, Times, intra_op_threads
+from convoy.graph.timed_pass import PassRunner, intra_op_threads
 
 __all__ = ["Profile", "measure"]
 
-DISTURBED = 1.3
-"""A pass that takes this many times the best one is dropped."""
-FEWEST = 3
-"""So many passes are kept in any case: one alone would say nothing of how far its nodes can be trusted."""
-QUANTILE = 0.25
-"""Of the kept passes, the quantile that stands for a node: low, since disturbance only ever adds."""
+RESTLESS = 0.01
+"""Above this disagreement of two halves of the passes, uncertain nodes are drawn towards operations and bytes."""
+MOST = 4
+"""At most so many times ``repeats`` passes, where ``agree`` asks for more than ``repeats``."""
 
 
 def measure(
@@ -50,14 +50,17 @@ def measure(
     threads: int = 1,
     seed: int = 0,
     precision: str = "float32",
+    apart: bool = True,
+    agree: float | None = None,
 ) -> Profile:
     """Run the captured model on the batch ``args``, ``kwargs`` and time every node, forward and backward.
 
     ``repeats`` passes after a first one, which warms up and records what autograd keeps; fewer if another would go
-    past ``budget_seconds`` (the first pass always ends; if it takes the whole budget, it is what counts). Each pass
-    is followed by a round in which the nodes with weights compute input and weight gradient apart: in this ratio their
-    backward time of the pass is split, in halves where no round took place. ``loss(output, target)`` is timed with
-    the output node; without a loss the outputs get gradients of one. Flags of the modules stay as they are.
+    past ``budget_seconds`` (the first pass always ends; if it takes the whole budget, it is what counts). ``agree``:
+    go on, up to four times as many, until two halves of the passes disagree by no more (``cost_passes.disagreement``).
+    With ``apart`` each pass is followed by a round in which the nodes with weights compute input and weight gradient
+    apart: in this ratio their backward time of the pass is split, in halves where no round took place. ``loss(output, target)``
+    is timed with the output node; without a loss the outputs get gradients of one. Flags of the modules stay as they are.
 
     The model is left as it was: buffers, ``.grad``, flags, and the generators of PyTorch, NumPy and Python.
     Raises OptionError for options that make no sense and DataError for a batch of another structure.
@@ -74,49 +77,51 @@ def measure(
         table = saved.table()
         longest = 0.0
         warm = perf_counter() - began < budget_seconds
-        for count in range(repeats):
+        for count in range(repeats if agree is None else MOST * repeats):
             start = perf_counter()
             if not warm or (count and start - began + longest > budget_seconds):
                 break
+            if agree is not None and count >= repeats and disagreement(passes[1:]) <= agree:
+                break
             passes.append(runner.run())
-            alone.run()
+            if apart:
+                alone.run()
             longest = max(longest, perf_counter() - start)
-    kept, dropped = undisturbed(passes[1:] if warm else passes)
-    apart = alone.results(robust)
-    forward = [robust([p.forward[i] for p in kept]) for i in range(len(graph.nodes))]
-    backward = [robust([p.backward[i] for p in kept]) for i in range(len(graph.nodes))]
+    measured = typical(passes[1:] if warm else passes)
+    split = alone.results(robust)
+    forward, backward = _steadied(graph, measured, threads)
     fresh = first_saved_bytes(table)
     flops = forward_flops(graph)
     costs, spread = {}, {}
     for i, node in enumerate(graph.nodes):
-        share = _weight_share(graph, i, apart)
+        share = _weight_share(graph, i, split)
         costs[node.name] = Cost(forward[i], backward[i] * (1.0 - share), backward[i] * share, flops[i], fresh[i])
-        spread[node.name] = relative_spread([p.forward[i] + p.backward[i] for p in kept])
+        spread[node.name] = relative_spread([p.forward[i] + p.backward[i] for p in measured.kept])
     return Profile(
         graph=graph.with_costs(costs),
         saved=table,
         method="measured",
         threads=threads,
         precision=precision,
-        step_seconds=tuple(p.total for p in kept),
-        dropped=dropped,
+        step_seconds=tuple(p.total for p in measured.kept),
+        dropped=measured.dropped,
         spread=spread,
-        alone=apart,
+        alone=split,
     )
 
 
-def robust(values: Sequence[float]) -> float:
-    """The low quantile that stands for several measurements of one thing."""
-    return float(np.quantile(values, QUANTILE))
-
-
-def undisturbed(passes: Sequence[Times]) -> tuple[list[Times], int]:
-    """The passes that took at most ``DISTURBED`` times as long as the best one, but at least the ``FEWEST`` best, and
-    how many were left out."""
-    totals = sorted(p.total for p in passes)
-    bound = max(DISTURBED * totals[0], totals[min(FEWEST, len(totals)) - 1])
-    kept = [p for p in passes if p.total <= bound]
-    return kept, len(passes) - len(kept)
+def _steadied(graph: Graph, measured: Typical, threads: int) -> tuple[list[float], list[float]]:
+    """Forward and backward seconds; where the passes disagree, drawn towards operations and bytes."""
+    forward, backward = list(measured.forward), list(measured.backward)
+    if len(measured.kept) < 2 or disagreement(measured.kept) <= RESTLESS:
+        return forward, backward
+    both = [f + b for f, b in zip(forward, backward, strict=True)]
+    expected = estimate(graph, threads=threads).costs
+    steady = drawn_to_prior(both, measured.uncertainty, expected, [node.kind for node in graph.nodes])
+    factors = [s / b if b > 0 else 1.0 for s, b in zip(steady, both, strict=True)]
+    return [f * k for f, k in zip(forward, factors, strict=True)], [
+        b * k for b, k in zip(backward, factors, strict=True)
+    ]
 
 
 def _weight_share(graph: Graph, position: int, apart: Mapping[str, Alone]) -> float:

@@ -33,6 +33,10 @@ class StageTime:
         return self.forward_seconds + self.backward_seconds
 
 
+Round: TypeAlias = tuple[tuple[float, float], ...]
+"""(forward, backward) seconds of every stage of one candidate, in one round."""
+
+
 def stage_seconds(
     candidates: Sequence[Sequence[Stage]],
     *,
@@ -41,7 +45,20 @@ def stage_seconds(
     threads: int = 1,
     together: bool = False,
 ) -> tuple[tuple[StageTime, ...], ...]:
-    """Times of every stage of every candidate, in the order given.
+    """Times of every stage of every candidate, in the order given; ``stage_rounds`` with each stage's medians."""
+    found = stage_rounds(candidates, repeats=repeats, budget_seconds=budget_seconds, threads=threads, together=together)
+    return tuple(tuple(map(_summary, zip(*rounds, strict=True))) for rounds in found)
+
+
+def stage_rounds(
+    candidates: Sequence[Sequence[Stage]],
+    *,
+    repeats: int = 5,
+    budget_seconds: float = 10.0,
+    threads: int = 1,
+    together: bool = False,
+) -> tuple[tuple[Round, ...], ...]:
+    """What every stage of every candidate took, round by round.
 
     In each round every stage of every candidate runs once, candidates in rotating order, so that a disturbance meets
     all alike; one round warms up and does not count. A further round begins only if it should end within
@@ -51,7 +68,7 @@ def stage_seconds(
     for name, value in (("repeats", repeats), ("threads", threads)):
         if value < 1:
             raise OptionError(f"{name} is {value}", hint="give a number from 1 up")
-    samples: list[list[list[tuple[float, float]]]] = [[[] for _ in stages] for stages in candidates]
+    rounds: list[list[Round]] = [[] for _ in candidates]
     began, collecting = perf_counter(), gc.isenabled()
     gc.disable()
     try:
@@ -68,13 +85,12 @@ def stage_seconds(
                     which = (place + count) % len(candidates)
                     measured = _one_round(candidates[which], threads, pool if together else None)
                     if count:
-                        for sample, times in zip(samples[which], measured, strict=True):
-                            sample.append(times)
+                        rounds[which].append(tuple(measured))
                 longest = max(longest, perf_counter() - start) if count else 0.0
     finally:
         if collecting:
             gc.enable()
-    return tuple(tuple(map(_summary, stages)) for stages in samples)
+    return tuple(map(tuple, rounds))
 
 
 def _one_round(stages: Sequence[Stage], threads: int, pool: ThreadPoolExecutor | None) -> list[tuple[float, float]]:

@@ -18,7 +18,7 @@ from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_mo
 from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size
-from convoy.strategies.pipelined.balance import best_cuts, compare_cuts
+from convoy.strategies.pipelined.balance import Places, search, stage_trial, these_cuts
 from convoy.strategies.pipelined.describe import describe
 from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
 
 
-PROFILE_SECONDS = 8.0
-"""Time for measuring the nodes; comparing the best partitions takes as long again at most."""
+PROFILE_SECONDS = 6.0
+"""Time for measuring the nodes one by one."""
+TRIAL_SECONDS = 8.0
+"""Time for running stages side by side."""
+AGREE = 0.005
+"""Measuring goes on until two halves of the passes agree so far on where a share of the work ends."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +127,17 @@ def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: 
     profile, times = None, None
     if cuts is None or settings.forecast or settings.max_memory is not None:
         profile = measure(
-            graph, args, kwargs, loss=loss, target=y, budget_seconds=PROFILE_SECONDS, threads=threads,
-            seed=settings.seed, precision=settings.precision,
+            graph, args, kwargs, loss=loss, target=y, repeats=6, budget_seconds=PROFILE_SECONDS, threads=threads,
+            seed=settings.seed, precision=settings.precision, apart=False, agree=AGREE,
         )  # fmt: skip
         graph = profile.graph
-        found = compare_cuts(
-            graph,
-            [tuple(cuts)] if cuts is not None else best_cuts(profile, stages, strategy.placement == "split"),
-            split_placement=strategy.placement == "split", threads=threads,
-            values=dict(zip(inputs, graph.bind(args, kwargs).values(), strict=True)), target=y, loss=loss,
-            settings=settings,
-        )  # fmt: skip
+        values = dict(zip(inputs, graph.bind(args, kwargs).values(), strict=True))
+        trial = stage_trial(graph, threads, values, y, loss, settings)
+        if cuts is None:
+            places = Places.of(graph, stages, strategy.placement == "split")
+            found = search(profile.costs, places, trial, budget_seconds=TRIAL_SECONDS)
+        else:
+            found = these_cuts(trial, tuple(cuts), TRIAL_SECONDS / 2)
         cuts, times = list(found.cuts), found.times
     assert cuts is not None
     segments = split(graph, cuts)
