@@ -11,12 +11,17 @@ from torch.optim import Optimizer
 from convoy.graph.graph import Graph
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.precision import autocast_of
+from convoy.strategies.tasks.fuse import fuse, separate
 from convoy.strategies.tasks.lower import Lowering, lower
-from convoy.strategies.tasks.ops import Task
+from convoy.strategies.tasks.ops import Partition
 from convoy.strategies.tasks.plan import TaskPlan, UnitPlan
 from convoy.strategies.tasks.program import TaskProgram
-from convoy.strategies.tasks.units import Unit, units_of
+from convoy.strategies.tasks.tiles import partitions, slices
+from convoy.strategies.tasks.units import Unit, Units, units_of
 from convoy.strategies.tasks.update import Updates
+
+UPDATE_ELEMENTS = 65536
+"""Weights that make an update worth an action of its own, where units are fused."""
 
 
 @dataclass(slots=True)
@@ -28,21 +33,56 @@ class Built:
     runs: int = 0
 
 
-def build(graph: Graph, model: nn.Module, loss: Loss, optimizer: Optimizer, settings: Settings, workers: int) -> Built:
-    """The program of a step, with the model in its present mode (train or eval, frozen weights)."""
-    units = units_of(graph, torch.bfloat16 if settings.precision == "bfloat16" else None)
-    updates = Updates(optimizer, model, settings.clip)
-    lowered = lower(units, Lowering(loss, updates, settings.seed, autocast_of(settings)))
-    tasks = [Task(op.kind, op.subject, [op]) for op in lowered.ops]
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a step was bound to, and the captured model in its present mode (train or eval, frozen weights)."""
+
+    graph: Graph
+    units: Units
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    settings: Settings
+    workers: int
+
+    @classmethod
+    def of(
+        cls, graph: Graph, model: nn.Module, loss: Loss, optimizer: Optimizer, settings: Settings, workers: int
+    ) -> Bound:
+        compute = torch.bfloat16 if settings.precision == "bfloat16" else None
+        return cls(graph, units_of(graph, compute), model, loss, optimizer, settings, workers)
+
+    def tiles_for(self, samples: int, usual: int | None = None) -> int:
+        """Into how many tiles a mini-batch of ``samples`` is cut: ``usual`` (None: as suits the first one), or not at
+        all if it is tiny."""
+        usual = usual or slices(self.units, self.workers, self.graph.batch_size)
+        return usual if samples >= usual else 1
+
+
+def build(bound: Bound, tiles: int) -> Built:
+    """The program of a step. With one worker and whole batches each node is an action; else what fits is fused."""
+    graph, units, settings = bound.graph, bound.units, bound.settings
+    cuts = partitions(units, tiles)
+    together = tiles > 1 or bound.workers > 1
+    how = Lowering(
+        loss=bound.loss,
+        updates=Updates(bound.optimizer, bound.model, settings.clip),
+        partitions=cuts,
+        update_elements=UPDATE_ELEMENTS if together else 0,
+        seed=settings.seed,
+        autocast=autocast_of(settings),
+    )
+    lowered = lower(units, how)
+    tasks = (fuse if together else separate)(lowered.ops)
     inputs = [f"y.{node.name}" for node in graph.nodes if node.kind == "input"]
     program = TaskProgram(lowered, tasks, inputs)
     plan = TaskPlan(
         model=graph.model_name,
         batch_size=graph.batch_size,
-        workers=workers,
+        workers=bound.workers,
         actions=len(program.recurring.entries),
         units=tuple(
-            UnitPlan(u.name, _kind(graph, u), "whole", sum(p.numel() for p in u.parameters)) for u in units.units
+            UnitPlan(u.name, _kind(u), _tiles(cuts[u.name]), sum(p.numel() for p in u.parameters)) for u in units.units
         ),
         without_rule=units.without_rule,
         notes=graph.notes,
@@ -50,7 +90,11 @@ def build(graph: Graph, model: nn.Module, loss: Loss, optimizer: Optimizer, sett
     return Built(program, plan)
 
 
-def _kind(graph: Graph, unit: Unit) -> str:
+def _kind(unit: Unit) -> str:
     if unit.bound is not None:
         return unit.bound.rule.kind
     return "+".join(dict.fromkeys(node.kind for node in (unit.segment.nodes if unit.segment is not None else ())))
+
+
+def _tiles(cut: Partition) -> str:
+    return {"whole": "whole", "samples": f"{cut.count} slices", "channels": f"{cut.count} by channels"}[cut.axis]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from convoy.graph.graph import Graph
 from convoy.graph.random import keyed
+from convoy.graph.rules import Saved
 from convoy.strategies.batch import detach
 from convoy.strategies.tasks.ops import Frame, Partition, Run
 from convoy.strategies.tasks.units import Unit
@@ -22,8 +23,8 @@ from convoy.strategies.tasks.units import Unit
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
-def forward(unit: Unit, partition: Partition, seed: int) -> Run:
-    """Inputs → output, saved."""
+def forward(unit: Unit, seed: int, *, mask_given: bool = False) -> Run:
+    """Inputs → output, saved. A dropout draws its mask here, unless that is its second input."""
     bound = unit.rule
     rule, options, parameters = bound.rule, bound.options, bound.parameters
 
@@ -37,7 +38,7 @@ def forward(unit: Unit, partition: Partition, seed: int) -> Run:
         y, saved = rule.forward(options, parameters, args)
         return y, (options, parameters, saved)
 
-    return whole if bound.draw is None else drawn
+    return whole if bound.draw is None or mask_given else drawn
 
 
 def input_grad(unit: Unit, wanted: Sequence[int]) -> Run:
@@ -68,12 +69,66 @@ def weight_grad(unit: Unit) -> Run:
     return run
 
 
+def overwriting_forward(unit: Unit) -> dict[int, Run]:
+    """``forward`` in the memory of an input, by the place of the input; nothing where that cannot be."""
+    rule, options, parameters = unit.rule.rule, unit.rule.options, unit.rule.parameters
+
+    def relu(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+        y = args[0].relu_()
+        return y, (options, parameters, Saved((y,)))
+
+    def plus(place: int) -> Run:
+        def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+            mine, other = args[place], args[1 - place]
+            if mine.shape != other.shape or mine.dtype != other.dtype or mine.stride() != other.stride():
+                return forward(unit, 0)(frame, tile, args)
+            return mine.add_(other), (options, parameters, Saved(facts=(None, (mine.dtype, mine.dtype))))
+
+        return run
+
+    if rule.kind == "relu":
+        return {0: relu}
+    if rule.kind == "add" and options.alpha == 1 and len(set(unit.inputs)) == 2:
+        return {0: plus(0), 1: plus(1)}
+    return {}
+
+
+def overwriting_input_grad(unit: Unit) -> dict[int, Run]:
+    """``input_grad`` in the memory of the gradient (argument 1); nothing where that cannot be."""
+
+    def relu(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+        (_, _, saved), grad = args
+        if grad is None:
+            return (None,)
+        return (torch.ops.aten.threshold_backward.grad_input(grad, saved.tensors[0], 0, grad_input=grad),)
+
+    return {1: relu} if unit.rule.rule.kind == "relu" else {}
+
+
+def overwriting_add(count: int) -> dict[int, Run]:
+    """``add`` of two in the memory of either: the order of two summands does not matter."""
+
+    def into(place: int) -> Run:
+        def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+            mine, other = args[place], args[1 - place]
+            if mine is None or other is None or mine.stride() != other.stride():
+                return add(frame, tile, args)
+            return (mine.add_(other),)
+
+        return run
+
+    return {0: into(0), 1: into(1)} if count == 2 else {}
+
+
 def add(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-    """Gradients of one value from several consumers, added in the order given: that in which autograd meets them."""
-    total: Tensor | None = None
-    for gradient in args:
-        if gradient is not None:
-            total = gradient if total is None else total + gradient
+    """Gradients of one value from several consumers, added in the order given: that in which autograd meets them.
+    The result is new memory."""
+    there = [gradient for gradient in args if gradient is not None]
+    if len(there) < 2:
+        return (there[0].clone() if there else None,)
+    total = there[0] + there[1]
+    for gradient in there[2:]:
+        total += gradient
     return (total,)
 
 

@@ -62,21 +62,21 @@ class Frame:
     inputs: dict[str, Any]
     target: Any
     hyper: Hyper
+    samples: int
     loss: Tensor | None = None
     output: Any = None
-    shared: dict[str, Any] = field(default_factory=dict)
 
 
 Run: TypeAlias = Callable[[Frame, int, list[Any]], Sequence[Any]]
 """``run(frame, tile, arguments)`` gives one result for each value written."""
 
-How = Literal["tile", "view", "whole", "all"]
+How = Literal["tile", "view", "whole", "all", "first"]
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """``tile``: the same tile of a value cut alike; ``view``: the tile of a value that is whole; ``whole``: that
-    value; ``all``: the list of all its tiles, in order."""
+    value; ``all``: the list of all its tiles, in order; ``first``: its first tile."""
 
     value: str
     how: How
@@ -85,7 +85,9 @@ class Read:
 @dataclass(slots=True)
 class Op:
     """One kind of work, done once for each tile. ``reads_state`` and ``moves`` (states that get a new version) are
-    names; with ``own_state`` each tile moves a part of its own. ``seconds``: estimate for all tiles together."""
+    names; with ``own_state`` each tile moves a part of its own. ``seconds``: estimate for all tiles; ``heavy``:
+    work enough to be worth an action of its own. ``fresh``: the first value written is new memory that nothing else
+    refers to. ``overwriting``: the same work, done in the memory of an argument; by that argument's place."""
 
     kind: str
     subject: str
@@ -97,6 +99,9 @@ class Op:
     moves: tuple[str, ...] = ()
     own_state: bool = False
     seconds: float = 0.0
+    heavy: bool = False
+    fresh: bool = False
+    overwriting: dict[int, Run] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -157,7 +157,7 @@ class _Compiler:
             if isinstance(key, str):
                 continue
             partition = self._values[key.value]
-            tiles = range(partition.count) if key.how == "all" else [tile if key.how == "tile" else 0]
+            tiles = _tiles(partition, key.how, tile)
             if key.how == "tile" and partition != task.partition:
                 raise InternalError(f"{task.kind} {task.subject} reads {key.value}, which is cut in another way")
             taken = []
@@ -231,8 +231,7 @@ class _Compiler:
 
     def _refs(self, value: str, tile: int, how: str) -> Iterable[Ref]:
         partition = self._values[value]
-        tiles = range(partition.count) if how == "all" else [tile if how == "tile" else 0]
-        return (Ref(partition.tile_name(value, one), 0) for one in tiles)
+        return (Ref(partition.tile_name(value, one), 0) for one in _tiles(partition, how, tile))
 
     def seconds(self) -> list[float]:
         """Estimates by place in the schedule."""
@@ -241,3 +240,8 @@ class _Compiler:
             each = sum(op.seconds for op in task.ops) / task.partition.count
             found += [each] * task.partition.count
         return found
+
+
+def _tiles(partition: Partition, how: str, tile: int) -> Sequence[int]:
+    """Which tiles of a value the tile ``tile`` of a task reads."""
+    return range(partition.count) if how == "all" else [tile if how == "tile" else 0]

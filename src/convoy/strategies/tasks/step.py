@@ -23,11 +23,11 @@ from convoy.graph.graph import Graph
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
-from convoy.strategies.batch import arguments, channels_last, prepare_model, to_device
+from convoy.strategies.batch import arguments, batch_size, channels_last, prepare_model, to_device
 from convoy.strategies.pipelined.optimizer import check, extent, mark_stepped, snapshot
 from convoy.strategies.pipelined.step import check_settings
 from convoy.strategies.sequential import SequentialResult
-from convoy.strategies.tasks.build import Built, build
+from convoy.strategies.tasks.build import Bound, Built, build
 from convoy.strategies.tasks.ops import Frame
 from convoy.strategies.tasks.plan import TaskPlan
 
@@ -47,7 +47,8 @@ class _Current:
 class TaskStep:
     """Implements ``Step``. Nothing is in flight between two mini-batches.
 
-    ``engine``: "pool", "inline" (one thread, program order: the oracle) or None for what suits the threads.
+    ``engine``: "pool", "inline" (one thread, program order: the oracle) or None for what suits the threads. ``tiles``:
+    into how many a mini-batch is cut, None for what suits the model.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TaskStep:
         sink: Sink | None,
         *,
         engine: str | None = None,
+        tiles: int | None = None,
         disturb: Disturb | None = None,
         keep_schedule: bool = False,
     ) -> None:
@@ -71,7 +73,7 @@ class TaskStep:
             )
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
-        self._kind = engine
+        self._kind, self._tiles = engine, tiles
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
         self._graph: Graph | None = None
         self._engine: Engine | None = None
@@ -90,7 +92,7 @@ class TaskStep:
         x = channels_last(x) if self._settings.channels_last else x
         built = self._prepare(x)
         assert self._engine is not None and self._graph is not None
-        frame = Frame(self._batch, [], self._graph.bind(*arguments(x)), y, snapshot(self._optimizer))
+        frame = Frame(self._batch, [], self._graph.bind(*arguments(x)), y, snapshot(self._optimizer), batch_size(x))
         self._optimizer.zero_grad(set_to_none=True)
         with uninterrupted():
             self._current.program = built.program
@@ -125,12 +127,15 @@ class TaskStep:
             extent(self._optimizer),
         )
         if form != self._form:
-            self._form = form
             self._stop()
-        if 1 not in self._built:
-            self._built[1] = build(self._graph, self._model, self._loss, self._optimizer, self._settings, self.workers)
-            self._start(self._built[1])
-        return self._built[1]
+            self._form = form
+            self._bound = Bound.of(self._graph, self._model, self._loss, self._optimizer, self._settings, self.workers)
+        tiles = self._bound.tiles_for(batch_size(x), self._tiles)
+        if tiles not in self._built:
+            self._built[tiles] = build(self._bound, tiles)
+            if self._engine is None:
+                self._start(self._built[tiles])
+        return self._built[tiles]
 
     @property
     def workers(self) -> int:
