@@ -106,8 +106,14 @@ class TrainConfig(BaseModel):
         of="sequential hybrid",
         value="whole|tasks",
     )
-    stages: int | None = _option(
-        "Strategy", "Stages, cut where their measured cost is balanced.", of=_PIPELINED, value="N"
+    stages: Annotated[Literal["auto"] | int, BeforeValidator(_saving)] | None = _option(
+        "Strategy",
+        "Stages, cut where their measured cost is balanced; auto: also clock and micro-batches from a forecast.",
+        of=_PIPELINED,
+        value="N|auto",
+    )
+    max_staleness: float | None = _option(
+        "Strategy", "Refuse, or do not choose, weights older than so many updates.", of=_PIPELINED, value="X"
     )
     cuts: Names | None = _option(
         "Strategy", "Instead: the modules that begin stages 2, 3, …", of=_PIPELINED, value="NAME,…"
@@ -142,8 +148,15 @@ class TrainConfig(BaseModel):
         "Strategy",
         "What runs the workers; inline: all in one thread, the oracle.",
         of=_PIPELINED,
-        value="auto|inline|threads|streams",
+        value="auto|inline|threads|streams|ray",
     )
+    address: str | None = _option(
+        "Strategy",
+        "With --engine ray: the cluster, HOST:PORT or auto. By default this machine.",
+        of=_PIPELINED,
+        value="ADDRESS",
+    )
+    insecure: bool | None = _option("Strategy", "Take a Ray cluster that asks for no token.", of=_PIPELINED)
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = _option("Machine", "Keys all that is drawn by chance.", 0, value="N")
     precision: Literal["float32", "bfloat16"] = _option("Machine", "Numbers that passes compute with.", "float32")

@@ -1,7 +1,9 @@
-"""Ctrl-C between two steps instead of in the middle of one.
+"""Ctrl-C between two steps instead of in the middle of one, and at once where nothing has begun.
 
 A KeyboardInterrupt raised while actions are being submitted would leave half a batch in the schedule, and what is in
-flight could not be drained any more. Inside ``uninterrupted()`` it is kept back until the block ends.
+flight could not be drained any more. Inside ``uninterrupted()`` it is kept back until the block ends. Inside
+``interruptible()`` nothing is half done (a strategy that measures before it plans): whoever holds Ctrl-C back otherwise
+need not, and raises ``Untouched``.
 """
 
 from __future__ import annotations
@@ -37,3 +39,21 @@ class uninterrupted:
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         self._pending = (number, frame)
+
+
+class Untouched(KeyboardInterrupt):
+    """Ctrl-C before the mini-batch had any effect."""
+
+
+class interruptible:
+    """Context in which a step has changed nothing yet. Counts in the main thread only, where signals arrive."""
+
+    depth = 0
+
+    def __enter__(self) -> Self:
+        self._counts = threading.current_thread() is threading.main_thread()
+        interruptible.depth += self._counts
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        interruptible.depth -= self._counts

@@ -57,10 +57,11 @@ def measure(
 
     ``repeats`` passes after a first one, which warms up and records what autograd keeps; fewer if another would go
     past ``budget_seconds`` (the first pass always ends; if it takes the whole budget, it is what counts). ``agree``:
-    go on, up to four times as many, until two halves of the passes disagree by no more (``cost_passes.disagreement``).
-    With ``apart`` each pass is followed by a round in which the nodes with weights compute input and weight gradient
-    apart: in this ratio their backward time of the pass is split, in halves where no round took place. ``loss(output, target)``
-    is timed with the output node; without a loss the outputs get gradients of one. Flags of the modules stay as they are.
+    go on, up to four times as many, until two halves of the passes disagree by no more (``disagreement`` in
+    ``cost_passes``). With ``apart`` each pass is followed by a round in which the nodes with weights compute input and
+    weight gradient apart: in this ratio their backward time of the pass is split, in halves where no round took
+    place. ``loss(output, target)`` is timed with the output node; without a loss the outputs get gradients of one.
+    Flags of the modules stay as they are.
 
     The model is left as it was: buffers, ``.grad``, flags, and the generators of PyTorch, NumPy and Python.
     Raises OptionError for options that make no sense and DataError for a batch of another structure.

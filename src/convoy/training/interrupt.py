@@ -7,9 +7,12 @@ import threading
 from types import FrameType
 from typing import Self
 
+from convoy.engines.interrupts import Untouched, interruptible
+
 
 class Interrupt:
-    """While entered, the first Ctrl-C only sets ``requested``; the second raises KeyboardInterrupt at once.
+    """While entered, the first Ctrl-C only sets ``requested``; the second raises KeyboardInterrupt at once. So does the
+    first where a step is ``interruptible`` (as Untouched).
 
     Does nothing outside the main thread or where the program has a SIGINT handler of its own.
     """
@@ -26,6 +29,8 @@ class Interrupt:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if interruptible.depth:
+            raise Untouched
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from convoy.engines.interrupts import Untouched
 from convoy.errors import DataError, Diverged, InternalError
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Step, StepResult
@@ -145,7 +146,12 @@ class Loop:
         entered = _Entered(state.epoch, state.batch, batch_size(x), setup.learning_rate(), self.bus.now())
         self._inside = True
         self._entered.append(entered)
-        result = self.step(x, y)
+        try:
+            result = self.step(x, y)
+        except Untouched:
+            self._entered.pop()
+            self._inside = False
+            raise
         state.batch += 1
         state.batches += 1
         if result is not None:
@@ -307,7 +313,7 @@ class Loop:
         if self._inside:
             self.bus.emit("warning", "interrupt", {"message": "interrupted within a batch: no checkpoint was written"})
             return None
-        path = self.checkpoint("interrupt")
+        path = self.checkpoint("interrupt") if self.state.batches else None
         self.hold()
         return path
 

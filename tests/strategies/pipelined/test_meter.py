@@ -19,6 +19,12 @@ from convoy.strategies.pipelined.meter import LoadMeter, StageLoad, better_cuts,
 from convoy.strategies.pipelined.step import PipelinedStep
 
 
+@pytest.fixture(autouse=True)
+def _no_stage_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks here take microseconds."""
+    monkeypatch.setattr("convoy.strategies.pipelined.meter.SHORTEST", 0.0)
+
+
 def action(kind: str, subject: str, start: float, end: float) -> Event:
     return Event("action", f"{kind}{subject}", start, end, data={"kind": kind, "subject": subject})
 
@@ -119,7 +125,7 @@ def test_without_recut_it_is_said_once() -> None:
         step.drain()
     messages = [e.data["message"] for e in events if e.name == "imbalance"]
     assert len(messages) == 1
-    assert messages[0].startswith("worker 1 takes ") and "recut='auto'" in messages[0]
+    assert messages[0].startswith("worker 1 takes ") and "--recut auto" in messages[0]
     step.close()
 
 
@@ -155,6 +161,30 @@ def test_cutting_anew_by_hand_changes_only_the_staleness() -> None:
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(run(True), run(False))
+
+
+def test_an_imbalance_of_microseconds_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convoy.strategies.pipelined.meter.SHORTEST", 1e9)
+    events: list[Event] = []
+    step = bound("auto", events, stages=2)
+    feed(step, 25)
+    cuts = step.plan().cuts  # type: ignore[union-attr]
+    unbalance(step)
+    step.drain()
+    assert step.plan().cuts == cuts  # type: ignore[union-attr]
+    assert not [e for e in events if e.name in ("imbalance", "recut")]
+    step.close()
+
+
+def test_what_was_measured_stays_after_the_drain() -> None:
+    step = bound("off", [], stages=2)
+    feed(step, 25)
+    step.drain()
+    plan = step.measured()
+    assert plan is not None and plan.step_seconds is not None
+    text = step.plan().beside(plan)  # type: ignore[union-attr]
+    assert "fwd was" in text and "measured: " in text and "against the forecast" in text
+    step.close()
 
 
 def test_measured_stands_beside_the_forecast() -> None:

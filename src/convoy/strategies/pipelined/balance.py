@@ -7,9 +7,8 @@ the nodes; and if by the corrected costs another partition is better, that one r
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
@@ -22,8 +21,8 @@ from convoy.graph.graph import Graph
 from convoy.graph.partition import nearly_optimal, partition
 from convoy.graph.profile import relative_spread
 from convoy.graph.random import keyed
-from convoy.graph.split import Segment, allowed_cuts, crossing, split
-from convoy.graph.stage_times import Round, Stage, StageTime, stage_rounds
+from convoy.graph.split import Segment, allowed_cuts, crossing
+from convoy.graph.stage_times import Round, Stage, StageTime
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import tensors
 from convoy.strategies.pipelined.balance_fit import Cuts, fitted, observed
@@ -147,20 +146,6 @@ def these_cuts(trial: Trial, cuts: Cuts, budget_seconds: float) -> Balanced:
         for stage in zip(*rounds, strict=True)
     )
     return Balanced(cuts, times, 1)
-
-
-def stage_trial(
-    graph: Graph, threads: int, values: Mapping[str, Any], target: Any, loss: Loss, settings: Settings
-) -> Trial:
-    """Runs real stages of ``graph``, on a copy of its program: BatchNorm estimates of the user's stay."""
-    scratch = replace(graph, program=copy.deepcopy(graph.program))
-
-    def trial(candidates: Sequence[Cuts], seconds: float) -> Sequence[Sequence[Round]]:
-        made = [runnable(split(scratch, cuts), values, target, loss, settings) for cuts in candidates]
-        together = len(made[0]) > 1
-        return stage_rounds(made, repeats=ROUNDS, budget_seconds=seconds, threads=threads, together=together)
-
-    return trial
 
 
 def runnable(

@@ -9,7 +9,7 @@ weight prediction and spike compensation (Kosson et al. 2021); PipeMare (Yang et
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log, pi, sin
+from math import ceil, exp, log, pi, sin
 
 from torch.optim import SGD, Optimizer
 
@@ -62,6 +62,16 @@ class Corrections:
     def prediction(self) -> str | None:
         """ "linear" or "momentum", where a prediction is in force."""
         return next((name.partition(":")[2] for name in self.names if name.startswith("predict:")), None)
+
+    def copies(self, delay: float) -> float:
+        """How many more times a stage's weights are held than without corrections, at a delay in updates."""
+        if not delay:
+            return 0.0
+        if "stash" in self or "dc-asgd" in self:
+            return float(ceil(delay))
+        if "pipemare" in self:
+            return 2.0  # the estimate and the running mean of the updates
+        return 1.0 if self.prediction is not None else 0.0
 
     def check(self, optimizer: Optimizer, accumulate: int) -> None:
         """Refuse in one sentence what the optimizer or the other options do not allow."""

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from convoy.graph.graph import Graph, Node
 from convoy.graph.split import Segment, cut_name
 from convoy.strategies.pipelined.clock import delays, staleness_in_updates
+from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.plan import PipelinePlan, StagePlan, predict
 
 if TYPE_CHECKING:
     from convoy.graph.cost import Profile
     from convoy.graph.stage_times import StageTime
     from convoy.strategies.pipelined.strategy import Pipelined
+
+LITTLE = 1.1
+"""A gain below this over sequential training on the same threads is not worth stale weights."""
+MOST_JITTER = 0.1
+"""Stage times that vary more than this were disturbed; a run is not expected to be."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was measured for a plan. ``profile`` is of one of ``parts`` micro-batches; ``times`` (of stages that ran
+    side by side), ``alone_seconds`` (a sequential step on a worker's threads) and ``everyone_seconds`` (on all
+    ``threads``) are for a mini-batch."""
+
+    profile: Profile
+    parts: int
+    times: Sequence[StageTime] | None = None
+    alone_seconds: float = 0.0
+    everyone_seconds: float = 0.0
+    threads: int = 1
 
 
 def describe(
@@ -25,11 +45,13 @@ def describe(
     segments: Sequence[Segment],
     threads: int,
     batch: int,
-    profile: Profile | None = None,
-    times: Sequence[StageTime] | None = None,
+    forecast: Forecast | None = None,
 ) -> PipelinePlan:
-    """The plan of ``segments``. With ``profile`` it says what the stages keep and what one worker alone would take,
-    with ``times`` (stages measured while they ran together) it predicts the step."""
+    """The plan of ``segments``. With ``forecast`` it says what the stages keep and predicts the step."""
+    profile = None if forecast is None else forecast.profile
+    times = None if forecast is None else forecast.times
+    parts = 1 if forecast is None else forecast.parts
+    corrections = Corrections.parse(strategy.correction)
     stage_delays = delays(len(segments), strategy.clock, strategy.slack)
     stale = staleness_in_updates(stage_delays, strategy.accumulate)
     bounds = [0, *cuts, len(graph.nodes)]
@@ -42,17 +64,20 @@ def describe(
         stages.append(
             StagePlan(
                 index=index,
-                first=_title(nodes[0]),
-                last=_title(nodes[-1]),
+                first=_title(nodes),
+                last=_title(nodes[::-1]),
                 layers=_layers(nodes),
                 parameters=sum(graph.parameter_elements[p] for p in names),
                 weight_bytes=sum(graph.parameter_bytes[p] for p in names),
                 delay=stage_delays[index - 1],
                 staleness=stale[index - 1],
                 handed_bytes=sum(graph.by_name[name].output_bytes for name in segment.outputs),
-                activation_bytes=profile.saved_bytes(start, stop) if profile else None,
+                activation_bytes=profile.saved_bytes(start, stop) * parts if profile else None,
                 forward_seconds=times[index - 1].forward_seconds if times else None,
                 backward_seconds=times[index - 1].backward_seconds if times else None,
+                extra_weight_bytes=round(
+                    corrections.copies(stale[index - 1]) * sum(graph.parameter_bytes[p] for p in names)
+                ),
             )
         )
     weights = sum(s.weight_bytes for s in stages)
@@ -70,10 +95,27 @@ def describe(
         stale_share=sum(s.weight_bytes for s in stages[:-1]) / weights if weights else 0.0,
         notes=tuple(graph.notes) + _stash_note(graph, stage_delays),
     )
-    if profile is None or times is None:
+    if forecast is None or forecast.times is None:
         return plan
-    step, bottleneck = predict(plan)
-    return replace(plan, sequential_seconds=profile.seconds, step_seconds=step, bottleneck=bottleneck)
+    jitter = min(max((time.spread for time in forecast.times), default=0.0) / 1.35, MOST_JITTER)
+    step, bottleneck = predict(plan, jitter)
+    plan = replace(
+        plan, sequential_seconds=forecast.alone_seconds, everyone_seconds=forecast.everyone_seconds,
+        threads=forecast.threads, step_seconds=step, bottleneck=bottleneck,
+    )  # fmt: skip
+    return replace(plan, advice=advice(plan))
+
+
+def advice(plan: PipelinePlan) -> str | None:
+    """One sentence where training without a pipeline would do as well, or nearly."""
+    if plan.everyone_seconds is None or plan.step_seconds is None or len(plan.stages) < 2:
+        return None
+    gain = plan.everyone_seconds / plan.step_seconds
+    if gain >= LITTLE:
+        return None
+    what = f"sequential training on {plan.threads} threads" if plan.threads > 1 else "sequential training"
+    much = f"is {1 / gain:.2f} times as fast" if gain < 1 else f"takes only {gain:.2f} times as long"
+    return f"{what} {much} and has no stale weights: train sequentially"
 
 
 def _stash_note(graph: Graph, stage_delays: Sequence[int]) -> tuple[str, ...]:
@@ -83,8 +125,18 @@ def _stash_note(graph: Graph, stage_delays: Sequence[int]) -> tuple[str, ...]:
     return (f"{names}: weights computed in the forward pass (weight_norm and the like) are stashed for the backward",)
 
 
-def _title(node: Node) -> str:
-    return node.path or node.name
+def _title(nodes: Sequence[Node]) -> str:
+    """The first of ``nodes`` as the user knows it: its module, or where in which module the call is written. Calls
+    that only take values apart are passed over."""
+    for node in nodes:
+        if node.path:
+            return node.path
+        if node.kind not in _GLUE:
+            return f"{node.scope} ({node.kind})" if node.scope else node.kind
+    return nodes[0].scope or nodes[0].kind
+
+
+_GLUE = frozenset(("getitem", "size", "attribute", "identity", "detach", "other", "chunk", "split"))
 
 
 def _layers(nodes: Sequence[Node]) -> str:

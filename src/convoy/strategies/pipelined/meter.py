@@ -17,6 +17,8 @@ IMBALANCE = 0.05
 """How much longer than the mean the slowest stage may take before it is said."""
 GAIN = 0.02
 """The least predicted gain for which stages are cut anew."""
+SHORTEST = 0.005
+"""Seconds a stage has to take for a mini-batch; where all take less, what differs is mostly the dispatching."""
 ENOUGH = 20
 """Mini-batches that have to be through before their times mean something."""
 
@@ -93,6 +95,11 @@ def imbalance(loads: Sequence[StageLoad]) -> float:
     seconds = [load.seconds for load in loads]
     mean = sum(seconds) / len(seconds)
     return max(seconds) / mean - 1.0 if mean else 0.0
+
+
+def too_short(loads: Sequence[StageLoad]) -> bool:
+    """Whether the stages take so little that their imbalance is noise."""
+    return max(load.seconds for load in loads) < SHORTEST
 
 
 def better_cuts(profile: Profile, cuts: Sequence[int], loads: Sequence[StageLoad]) -> tuple[list[int], float]:

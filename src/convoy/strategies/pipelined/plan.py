@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import ClassVar
 
 from convoy.schedule.action import Action
@@ -14,7 +16,8 @@ from convoy.strategies.pipelined.clock import PipelineSchedule
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. Seconds are for a whole mini-batch, None where nothing was measured; ``activation_bytes`` is what
+    """One stage. Seconds are for a whole mini-batch, the update in those of the backward, None where nothing was
+    measured; ``activation_bytes`` is what
     autograd keeps of one mini-batch (A_i), ``handed_bytes`` what later stages receive of it."""
 
     index: int
@@ -29,6 +32,7 @@ class StagePlan:
     activation_bytes: int | None = None
     forward_seconds: float | None = None
     backward_seconds: float | None = None
+    extra_weight_bytes: int = 0  # of a correction: stashed versions, predictions
 
     @property
     def seconds(self) -> float | None:
@@ -40,7 +44,9 @@ class StagePlan:
 @dataclass(frozen=True)
 class PipelinePlan(Plan):
     """Cuts, delays and what they should bring. ``cuts`` are the names of each stage's first node, without the first
-    stage's. ``stale_share``: weights of all stages but the last, over all weights."""
+    stage's. ``stale_share``: weights of all stages but the last, over all weights. ``sequential_seconds``: a step on
+    one worker's threads; ``everyone_seconds``: a sequential one on all ``threads``. ``advice``: one sentence where
+    something else would be better."""
 
     strategy: ClassVar[str] = "pipelined"
 
@@ -59,6 +65,9 @@ class PipelinePlan(Plan):
     step_seconds: float | None = None
     bottleneck: str | None = None
     notes: tuple[str, ...] = ()
+    everyone_seconds: float | None = None
+    threads: int = 1
+    advice: str | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -76,10 +85,21 @@ class PipelinePlan(Plan):
             total += (stage.delay + 1) * stage.activation_bytes / self.accumulate
         return round(total)
 
+    def held_bytes(self, stage: StagePlan) -> int | None:
+        """Activations that a stage holds at once."""
+        if stage.activation_bytes is None:
+            return None
+        return round((stage.delay + 1) * stage.activation_bytes / self.accumulate)
+
     @property
-    def weights_held_bytes(self) -> int:
+    def sequential_weights_bytes(self) -> int:
         """Weights, their gradients and one momentum buffer: three times the weights."""
         return 3 * sum(stage.weight_bytes for stage in self.stages)
+
+    @property
+    def weights_held_bytes(self) -> int:
+        """The same with what a correction holds besides."""
+        return self.sequential_weights_bytes + sum(stage.extra_weight_bytes for stage in self.stages)
 
     @property
     def sequential_activation_bytes(self) -> int | None:
@@ -88,70 +108,136 @@ class PipelinePlan(Plan):
         return sum(stage.activation_bytes or 0 for stage in self.stages)
 
     def table(self) -> str:
-        head = ("stage", "layers", "from", "weights", "stale by", "keeps", "hands on", "fwd ms", "bwd ms", "share")
-        total = sum(stage.seconds or 0.0 for stage in self.stages)
-        rows = []
-        for s in self.stages:
-            kept = "–" if s.activation_bytes is None else megabytes(s.activation_bytes)
-            forward, backward = _ms(s.forward_seconds), _ms(s.backward_seconds)
-            share = f"{s.seconds / total:.0%}" if s.seconds and total else "–"
-            rows.append(
-                (str(s.index), s.layers, s.first, megabytes(s.weight_bytes), f"{s.staleness:g}", kept,
-                 megabytes(s.handed_bytes), forward, backward, share)
-            )  # fmt: skip
-        lines = [
-            f"{self.model}, batch {self.batch_size}: {len(self.stages)} stages, clock {self.clock}, {self.placement}"
-            + (f", {self.accumulate} micro-batches a mini-batch" if self.accumulate > 1 else "")
-            + f", {self.threads_per_worker} thread{'s' * (self.threads_per_worker > 1)} a worker",
-            columns(head, rows),
-            f"stale weights: {self.stale_share:.1%} of all; staleness is counted in weight updates",
-        ]
-        if self.activation_bytes is not None and self.sequential_activation_bytes:
-            lines.append(
-                f"activations held: {megabytes(self.activation_bytes)} "
-                f"(sequential: {megabytes(self.sequential_activation_bytes)})"
-            )
-        if self.step_seconds is not None and self.speedup is not None:
-            lines.append(
-                f"predicted: {_ms(self.step_seconds)} ms a step, {self.speedup:.2f} times one worker's speed; "
-                f"{self.bottleneck} sets the pace"
-            )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return plan_table(self)
+
+    def beside(self, measured: PipelinePlan) -> str:
+        """The table with what was measured beside what was predicted."""
+        return plan_table(self, measured)
 
     def schedule(self, batches: int) -> Schedule:
         """The schedule of the first ``batches`` mini-batches and their drain."""
-        fed = tuple(sorted({1, len(self.stages)}))
-        clock = PipelineSchedule(self.delays, self.links, fed, self.placement)
-        schedule = Schedule()
-        for batch in range(batches):
-            schedule.extend(clock.enter(batch, self.accumulate))
-        schedule.extend(clock.drain())
-        return schedule
+        return pipeline_schedule(self.delays, self.links, self.placement, self.accumulate, batches)
 
     def grid(self, batches: int = 4) -> str:
         """The first mini-batches as a table of workers and cycles."""
         return grid(self.schedule(batches))
 
 
-def predict(plan: PipelinePlan) -> tuple[float, str]:
+ACTION_SECONDS = 60e-6
+"""What a worker spends on finding and reporting an action."""
+
+
+def predict(plan: PipelinePlan, jitter: float = 0.0) -> tuple[float, str]:
     """Seconds a mini-batch in the steady state, and the worker that sets the pace, by walking the schedule with the
-    measured stage times. Updates and hand-over are inside the stage times."""
-    times = {
-        (kind, str(s.index)): (s.forward_seconds or 0.0) if kind == "F" else (s.backward_seconds or 0.0)
-        for s in plan.stages
-        for kind in "FB"
-    }
+    measured stage times. Updates and hand-over are inside the stage times; ``jitter`` as in ``steady_step``."""
+    times = [(stage.forward_seconds or 0.0, stage.backward_seconds or 0.0) for stage in plan.stages]
+    return steady_step(plan.delays, times, plan.accumulate, plan.placement, plan.links, jitter)
+
+
+def steady_step(
+    delays: Sequence[int],
+    times: Sequence[tuple[float, float]],
+    accumulate: int = 1,
+    placement: str = "colocated",
+    links: Sequence[tuple[int, int]] | None = None,
+    jitter: float = 0.0,
+) -> tuple[float, str]:
+    """Seconds between two mini-batches once the pipeline is full, and the busiest worker.
+
+    ``times``: (forward, backward) of each stage for a mini-batch. Each action takes its time and a factor drawn about
+    1 with the relative deviation ``jitter`` (always the same draws): without slack, stages wait for each other's slow
+    moments.
+    """
+    stages = len(delays)
+    chance = Random(0)
+    known = {(kind, str(i)): pair["FB".index(kind)] for i, pair in enumerate(times, 1) for kind in "FB"}
 
     def seconds(action: Action) -> float:
-        return times.get((action.kind, action.subject), 0.0) / plan.accumulate
+        one = known.get((action.kind, action.subject))
+        if one is None:
+            return 0.0
+        return one / accumulate * max(0.5, chance.gauss(1.0, jitter)) + ACTION_SECONDS
 
-    warm, counted = 2 * len(plan.stages) + 2, 12
-    walked = walk(plan.schedule(warm + counted), seconds)
+    warm, counted = 2 * stages + 2, 12 if not jitter else 40
+    linked = tuple(links) if links is not None else tuple((i, i + 1) for i in range(1, stages))
+    walked = walk(pipeline_schedule(delays, linked, placement, accumulate, warm + counted), seconds)
     ends = {t.action.batch: t.end for t in walked.timed if t.action.kind == "U" and t.action.subject == "1"}
-    tail = len(plan.stages)  # the last batches run without company
-    step = (ends[warm + counted - 1 - tail] - ends[warm - tail]) / (counted - 1)
+    step = (ends[warm + counted - 1 - stages] - ends[warm - stages]) / (counted - 1)  # the last run without company
     busy = {lane: share for lane, share in walked.busy().items() if lane != DRIVER}
     return step, max(busy, key=lambda lane: busy[lane])
+
+
+def pipeline_schedule(
+    delays: Sequence[int], links: Sequence[tuple[int, int]], placement: str, accumulate: int, batches: int
+) -> Schedule:
+    """The schedule of the first ``batches`` mini-batches and their drain."""
+    clock = PipelineSchedule(tuple(delays), tuple(links), tuple(sorted({1, len(delays)})), placement)
+    schedule = Schedule()
+    for batch in range(batches):
+        schedule.extend(clock.enter(batch, accumulate))
+    schedule.extend(clock.drain())
+    return schedule
+
+
+def plan_table(plan: PipelinePlan, measured: PipelinePlan | None = None) -> str:
+    """The plan for a person; with ``measured``, what was predicted and what came, side by side."""
+    title = f"{plan.model}, batch {plan.batch_size}: {_count(len(plan.stages), 'stage')}, clock {plan.clock}, "
+    title += plan.placement + (f", {plan.accumulate} micro-batches a mini-batch" if plan.accumulate > 1 else "")
+    lines = [f"{title}, {_count(plan.threads_per_worker, 'thread')} a worker", _stages(plan, measured)]
+    lines.append(f"stale weights: {plan.stale_share:.1%} of all; staleness is counted in weight updates")
+    if plan.activation_bytes is not None and plan.sequential_activation_bytes:
+        lines.append(
+            f"activations held: {megabytes(plan.activation_bytes)} "
+            f"(sequential: {megabytes(plan.sequential_activation_bytes)})"
+        )
+    weights = f"weights, gradients and momentum: {megabytes(plan.weights_held_bytes)}"
+    if plan.weights_held_bytes != plan.sequential_weights_bytes:
+        weights += f" (sequential: {megabytes(plan.sequential_weights_bytes)})"
+    lines.append(weights)
+    if plan.step_seconds is not None and plan.speedup is not None:
+        line = f"predicted: {_ms(plan.step_seconds)} ms a step, {plan.speedup:.2f} times one worker's speed"
+        if plan.everyone_seconds is not None and plan.threads > plan.threads_per_worker:
+            line += f" (sequential on {plan.threads} threads: {_ms(plan.everyone_seconds)} ms)"
+        lines.append(f"{line}; {plan.bottleneck} sets the pace")
+    if measured is not None and measured.step_seconds is not None:
+        line = f"measured: {_ms(measured.step_seconds)} ms a step"
+        if plan.step_seconds is not None:
+            line += f", {measured.step_seconds / plan.step_seconds - 1.0:+.0%} against the forecast"
+        if plan.sequential_seconds is not None:
+            line += f", {plan.sequential_seconds / measured.step_seconds:.2f} times one worker's speed"
+        lines.append(f"{line}; {measured.bottleneck} set the pace")
+    if plan.advice is not None:
+        lines.append(f"advice: {plan.advice}")
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def _stages(plan: PipelinePlan, measured: PipelinePlan | None) -> str:
+    head = ["stage", "layers", "from", "weights", "stale by", "keeps", "holds", "hands on", "fwd ms", "bwd ms", "share"]
+    if measured is not None:
+        head += ["fwd was", "bwd was", "share was"]
+    rows = []
+    for index, s in enumerate(plan.stages):
+        row = [str(s.index), s.layers, s.first, megabytes(s.weight_bytes), f"{s.staleness:g}"]
+        row += [_size(s.activation_bytes), _size(plan.held_bytes(s)), megabytes(s.handed_bytes)]
+        row += [_ms(s.forward_seconds), _ms(s.backward_seconds), _share(plan, index)]
+        if measured is not None:
+            was = measured.stages[index]
+            row += [_ms(was.forward_seconds), _ms(was.backward_seconds), _share(measured, index)]
+        rows.append(row)
+    return columns(head, rows)
+
+
+def _share(plan: PipelinePlan, index: int) -> str:
+    total, own = sum(stage.seconds or 0.0 for stage in plan.stages), plan.stages[index].seconds
+    return f"{own / total:.0%}" if own and total else "–"
+
+
+def _size(amount: int | None) -> str:
+    return "–" if amount is None else megabytes(amount)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _ms(seconds: float | None) -> str:

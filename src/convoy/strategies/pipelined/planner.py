@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from convoy.errors import OptionError
-from convoy.graph.capture import capture
-from convoy.graph.cost import Profile, measure
+from convoy.graph.cost import Profile
 from convoy.graph.graph import Graph
 from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_module, cut_name, split
 from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
-from convoy.strategies.batch import batch_size
-from convoy.strategies.pipelined.balance import Places, search, stage_trial, these_cuts
-from convoy.strategies.pipelined.describe import describe
+from convoy.strategies.batch import arguments
+from convoy.strategies.pipelined.auto import choose
+from convoy.strategies.pipelined.balance_bench import Bench
+from convoy.strategies.pipelined.describe import Forecast, describe
 from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
 
@@ -27,22 +28,16 @@ if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
 
 
-PROFILE_SECONDS = 6.0
-"""Time for measuring the nodes one by one."""
-TRIAL_SECONDS = 8.0
-"""Time for running stages side by side."""
-AGREE = 0.005
-"""Measuring goes on until two halves of the passes agree so far on where a share of the work ends."""
-
-
 @dataclass(frozen=True)
 class Planned:
-    """A plan together with the code of its stages. ``inputs`` are the value names of the model's own inputs."""
+    """A plan together with the code of its stages. ``inputs`` are the value names of the model's own inputs,
+    ``strategy`` what was asked for, with what was chosen in place of "auto"."""
 
     plan: PipelinePlan
     graph: Graph
     segments: tuple[Segment, ...]
     inputs: tuple[str, ...]
+    strategy: Pipelined
     profile: Profile | None = None
     cuts: tuple[int, ...] = ()
 
@@ -56,8 +51,9 @@ class Planned:
         assert cuts is not None
         segments = split(self.graph, cuts)
         old = self.plan
-        plan = describe(strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, self.profile)
-        return replace(self, plan=plan, segments=segments, cuts=tuple(cuts))
+        known = None if self.profile is None else Forecast(self.profile, min(old.accumulate, old.batch_size))
+        plan = describe(strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, known)
+        return replace(self, plan=plan, segments=segments, cuts=tuple(cuts), strategy=strategy)
 
     def bind_inputs(self, x: Any) -> Mapping[str, Any]:
         """``x`` as a batch brings it → value name → tensor.
@@ -66,15 +62,6 @@ class Planned:
         """
         args, kwargs = arguments(x)
         return dict(zip(self.inputs, self.graph.bind(args, kwargs).values(), strict=True))
-
-
-def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch's ``x`` is passed to the model: a mapping by keyword, a tuple or list by position."""
-    if isinstance(x, Mapping):
-        return (), dict(x)
-    if isinstance(x, (tuple, list)):
-        return tuple(x), {}
-    return (x,), {}
 
 
 def available_threads(settings: Settings) -> int:
@@ -100,55 +87,88 @@ def positions(strategy: Pipelined, graph: Graph) -> list[int] | None:
                 hint=f"layer numbers in a ppv go from 1 to {layers - 1}",
             )
         return [cut_after_layer(graph, layer) for layer in strategy.ppv]
-    if strategy.stages == 1:
+    stages = number_of_stages(strategy)
+    if stages == 1:
         return []
     places = len(allowed_cuts(graph))
-    if (strategy.stages or 2) - 1 > places:
+    if stages - 1 > places:
         raise OptionError(
-            f"{strategy.stages or 2} stages need {(strategy.stages or 2) - 1} cuts, and {graph.model_name} has "
-            f"{places} places to cut",
+            f"{stages} stages need {stages - 1} cuts, and {graph.model_name} has {places} places to cut",
             hint=f"ask for at most {places + 1} stages",
         )
     return None
 
 
-def plan_pipeline(strategy: Pipelined, model: nn.Module, loss: Loss, x: Any, y: Any, settings: Settings) -> Planned:
+def number_of_stages(strategy: Pipelined) -> int:
+    """How many stages ``strategy`` asks for, where it does not say where to cut; not for "auto"."""
+    return 2 if strategy.stages is None else int(strategy.stages)
+
+
+def plan_pipeline(
+    strategy: Pipelined,
+    model: nn.Module,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    settings: Settings,
+    optimizer: Optimizer | None = None,
+) -> Planned:
     """Capture ``model`` on the batch ``x``, decide the cuts and predict what they bring.
 
-    Measures where the cuts are automatic, where a forecast is wanted and where memory is bounded. Raises ModelError
-    and OptionError for what cannot be cut as asked, or does not fit.
+    Measures where something is chosen automatically, where a forecast is wanted and where memory is bounded;
+    ``optimizer`` says what an update costs. Raises ModelError and OptionError for what cannot be cut as asked, or
+    does not fit.
     """
-    args, kwargs = arguments(x)
-    graph = capture(model, args, kwargs)
-    cuts = positions(strategy, graph)
-    stages = len(cuts) + 1 if cuts is not None else strategy.stages or 2
-    threads = max(1, available_threads(settings) // _workers(strategy, stages))
-    inputs = tuple(n.name for n in graph.nodes if n.kind == "input")
-    profile, times = None, None
+    return plan_on(Bench(model, loss, x, y, settings, optimizer), strategy, loss)
+
+
+def plan_on(bench: Bench, strategy: Pipelined, loss: Loss) -> Planned:
+    """The same with a bench, on which other plans may be made too."""
+    settings, reason = bench.settings, None
+    total = available_threads(settings)
+    if strategy.stages == "auto":
+        strategy, reason = choose(strategy, bench, total)
+    cuts = positions(strategy, bench.graph)
+    stages = len(cuts) + 1 if cuts is not None else number_of_stages(strategy)
+    workers = _workers(strategy, stages)
+    threads = max(1, total // workers)
+    parts = min(strategy.accumulate, bench.samples)
     if cuts is None or settings.forecast or settings.max_memory is not None:
-        profile = measure(
-            graph, args, kwargs, loss=loss, target=y, repeats=6, budget_seconds=PROFILE_SECONDS, threads=threads,
-            seed=settings.seed, precision=settings.precision, apart=False, agree=AGREE,
-        )  # fmt: skip
-        graph = profile.graph
-        values = dict(zip(inputs, graph.bind(args, kwargs).values(), strict=True))
-        trial = stage_trial(graph, threads, values, y, loss, settings)
+        profile = bench.profile(threads, parts)
         if cuts is None:
-            places = Places.of(graph, stages, strategy.placement == "split")
-            found = search(profile.costs, places, trial, budget_seconds=TRIAL_SECONDS)
+            found = bench.balanced(stages, threads, parts, strategy.placement == "split")
         else:
-            found = these_cuts(trial, tuple(cuts), TRIAL_SECONDS / 2)
-        cuts, times = list(found.cuts), found.times
-    assert cuts is not None
-    segments = split(graph, cuts)
-    plan = describe(strategy, graph, cuts, segments, threads, batch_size(x), profile, times)
-    reason = inexact_mean(loss) if strategy.accumulate > 1 else None
-    if reason is not None:
-        note = f"with {reason} the mean over micro-batches is not exactly the mean over the mini-batch"
+            found = bench.given(tuple(cuts), threads, parts)
+        cuts = list(found.cuts)
+        alone = bench.whole(threads) if parts > 1 else sum(bench.costs(threads))
+        everyone = bench.whole(total) if workers > 1 else alone
+        forecast = Forecast(profile, parts, found.times, alone, everyone, total)
+    else:
+        profile, forecast = None, None
+    segments = split(bench.graph, cuts)
+    plan = describe(strategy, bench.graph, cuts, segments, threads, bench.samples, forecast)
+    inexact = inexact_mean(loss) if strategy.accumulate > 1 else None
+    if inexact is not None:
+        note = f"with {inexact} the mean over micro-batches is not exactly the mean over the mini-batch"
         plan = replace(plan, notes=(*plan.notes, note))
+    if reason is not None:
+        plan = replace(plan, notes=(*plan.notes, reason))
     if settings.max_memory is not None:
         _check_memory(plan, settings.max_memory)
-    return Planned(plan, graph, segments, inputs, profile, tuple(cuts))
+    _check_staleness(plan, strategy.max_staleness)
+    return Planned(plan, bench.graph, segments, bench.inputs, strategy, profile, tuple(cuts))
+
+
+def _check_staleness(plan: PipelinePlan, limit: float | None) -> None:
+    """Refuse a plan whose weights are staler than the user allows."""
+    stalest = max(stage.staleness for stage in plan.stages)
+    if limit is None or stalest <= limit:
+        return
+    hint = "clock='1f1b' halves it" if plan.clock == "registers" else "accumulate=4 divides it by four"
+    raise OptionError(
+        f"this pipeline reads weights that are {stalest:g} updates old, and max_staleness is {limit:g}",
+        hint=f"{hint}; stages='auto' chooses what fits",
+    )
 
 
 def _check_memory(plan: PipelinePlan, limit: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from convoy.engines.engine import Disturb, Engine, EngineOptions
@@ -19,18 +19,28 @@ from convoy.engines.interrupts import uninterrupted
 from convoy.engines.program import Store
 from convoy.engines.streams import Cuda, StreamsEngine
 from convoy.engines.threads import ThreadsEngine
-from convoy.errors import DataError, InternalError, OptionError
+from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
-from convoy.strategies.batch import batch_size, channels_last, map_tensors, prepare_model, to_device
+from convoy.strategies.batch import batch_size, channels_last, prepare_model, to_device
 from convoy.strategies.pipelined.clock import PipelineSchedule
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.devices import current, gather, spread
 from convoy.strategies.pipelined.loss import reduces_to_sum
-from convoy.strategies.pipelined.meter import ENOUGH, GAIN, IMBALANCE, LoadMeter, as_measured, better_cuts, imbalance
+from convoy.strategies.pipelined.meter import (
+    ENOUGH,
+    GAIN,
+    IMBALANCE,
+    LoadMeter,
+    as_measured,
+    better_cuts,
+    imbalance,
+    too_short,
+)
 from convoy.strategies.pipelined.optimizer import StageOptimizer, check, extent, mark_stepped, snapshot
+from convoy.strategies.pipelined.parts import split_parts
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import Planned, plan_pipeline
 from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
@@ -43,6 +53,8 @@ if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
 
 PRECISIONS = ("float32", "bfloat16")
+CHOSEN = ("clock", "accumulate")
+"""What stages="auto" chooses besides the cuts, as a checkpoint and the decision hold it."""
 
 
 class PipelinedStep:
@@ -64,6 +76,8 @@ class PipelinedStep:
         Corrections.parse(strategy.correction).check(optimizer, strategy.accumulate)
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
+        self._automatic = strategy.stages == "auto"
+        self._measured: PipelinePlan | None = None
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
         self._engine: Engine | None = None
         self._closed = False
@@ -140,7 +154,10 @@ class PipelinedStep:
         if self._pending:
             raise InternalError("the state of a pipeline is only defined after a drain")
         cuts = self._planned.plan.cuts if self._engine is not None else self._cuts
-        return {"batch": self._next, "version": self._next, "cuts": None if cuts is None else list(cuts)}
+        state = {"batch": self._next, "version": self._next, "cuts": None if cuts is None else list(cuts)}
+        if self._automatic and self._engine is not None:
+            state |= {name: getattr(self._strategy, name) for name in CHOSEN}
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if self._engine is not None:
@@ -148,6 +165,11 @@ class PipelinedStep:
         self._next = int(state["batch"])
         self._cuts = state.get("cuts")
         chosen = self._strategy
+        if chosen.stages == "auto":
+            if self._cuts is not None:
+                old = {name: state[name] for name in CHOSEN if name in state}
+                self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts), **old)
+            return
         automatic = chosen.cuts is None and chosen.ppv is None
         if automatic and self._cuts is not None and len(self._cuts) + 1 == (chosen.stages or 2):
             # Measured again, they might fall elsewhere, and the numbers would be others.
@@ -181,7 +203,14 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
-        self._install(plan_pipeline(self._strategy, self._model, self._loss, x, y, self._settings))
+        asked = self._strategy
+        planned = plan_pipeline(asked, self._model, self._loss, x, y, self._settings, self._optimizer)
+        self._strategy = planned.strategy
+        self._install(planned)
+        if asked.stages == "auto" and self._sink is not None:
+            chosen = {name: getattr(planned.strategy, name) for name in ("stages", *CHOSEN)}
+            data = {"cause": "timing", "cuts": list(planned.plan.cuts), **chosen}
+            self._sink(Event("decision", "auto", batch=self._next, data=data))
 
     def _install(self, planned: Planned) -> None:
         """Stages, schedule and workers for a plan, from the version the weights have now."""
@@ -212,6 +241,7 @@ class PipelinedStep:
         if self._sink is not None:
             self._sink(Event("plan", "pipelined", data=plan.to_dict()))
         self._meter = LoadMeter(len(stages), self._sink)
+        self._measured = None
         options = EngineOptions(
             lanes={lane: plan.threads_per_worker for lane in self._clock.lanes()},
             sink=self._meter,
@@ -241,20 +271,23 @@ class PipelinedStep:
         self._install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
 
     def measured(self) -> PipelinePlan | None:
-        """The plan with measured times; None before enough mini-batches are through."""
-        if self._engine is None or self._meter.batches < 2:
+        """The plan with measured times, of the last stretch that was long enough; None before there is one."""
+        if self._engine is None:
             return None
-        return as_measured(self._planned.plan, self._meter)
+        if self._meter.batches < ENOUGH and self._measured is not None:
+            return self._measured
+        return as_measured(self._planned.plan, self._meter) if self._meter.batches >= 2 else None
 
     def _rebalance(self) -> None:
         """After a drain: say when the workers' loads differ, and cut anew where that is wanted and worth it."""
         self._meter.pause()
-        if self._clock.stages < 2 or self._meter.batches < ENOUGH:
+        if self._meter.batches < ENOUGH:
             return
+        self._measured = as_measured(self._planned.plan, self._meter)
         loads = self._meter.loads()
         uneven = imbalance(loads)
         self._meter.reset()
-        if uneven <= IMBALANCE or self._strategy.placement == "split":
+        if self._clock.stages < 2 or uneven <= IMBALANCE or self._strategy.placement == "split" or too_short(loads):
             return
         profile, automatic = self._planned.profile, self._strategy.cuts is None and self._strategy.ppv is None
         found, gain = better_cuts(profile, self._planned.cuts, loads) if profile else ([], 0.0)
@@ -269,7 +302,7 @@ class PipelinedStep:
             self._said_uneven = True
             message = f"worker {slowest} takes {uneven:.0%} longer than the mean of the workers"
             if automatic and gain > GAIN:
-                message += "; recut='auto' would cut anew"
+                message += '; --recut auto (recut="auto") would cut anew at the next drain'
             self._sink(Event("warning", "imbalance", data={"message": message}))
 
     def _submit(self, entries: list[Entry]) -> None:
@@ -321,24 +354,3 @@ def check_settings(settings: Settings) -> None:
         raise OptionError(f"threads must be at least 1, not {settings.threads}", hint="leave it out for all cores")
     if settings.clip is not None and not settings.clip > 0:
         raise OptionError(f"clip must be greater than 0, not {settings.clip}", hint="leave it out for no clipping")
-
-
-def split_parts(x: Any, y: Any, samples: int, parts: int) -> list[tuple[Any, Any, int]]:
-    """``parts`` micro-batches by ``torch.tensor_split`` along dimension 0, with the samples of each."""
-    if parts == 1:
-        return [(x, y, samples)]
-    ends = torch.arange(samples).tensor_split(parts)
-    bounds = [(int(piece[0]), int(piece[-1]) + 1) for piece in ends]
-
-    def cut(value: Any, start: int, stop: int) -> Any:
-        def one(tensor: Tensor) -> Tensor:
-            if not tensor.dim() or tensor.shape[0] != samples:
-                raise DataError(
-                    f"a tensor of shape {tuple(tensor.shape)} cannot be cut into micro-batches of {samples} samples",
-                    hint="give every tensor of the batch the batch size as first dimension, or set accumulate=1",
-                )
-            return tensor[start:stop]
-
-        return map_tensors(one, value)
-
-    return [(cut(x, a, b), cut(y, a, b), b - a) for a, b in bounds]

@@ -17,7 +17,7 @@ from convoy.strategies.pipelined.clock import CLOCKS, PLACEMENTS
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.step import PipelinedStep
 
-ENGINES = ("auto", "inline", "threads", "streams")
+ENGINES = ("auto", "inline", "threads", "streams", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,19 @@ class Pipelined(Strategy):
     (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a mini-batch
     enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
     "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``recut``: "auto"
-    cuts anew at a drain when the running workers' loads differ by more than 5 %. ``engine``: "threads",
-    "streams" (CUDA), "inline" (one thread: the oracle) or "auto".
+    cuts anew at a drain when the running workers' loads differ by more than 5 %. ``stages="auto"`` chooses stages,
+    cut, clock and micro-batches from a forecast (a clock or ``accumulate`` that is given stays). ``max_staleness``: a
+    pipeline whose weights would be older, in updates, is refused, or not chosen. ``engine``: "threads",
+    "streams" (CUDA), "inline" (one thread: the oracle), "ray" (an actor a stage) or "auto". ``address``: of the Ray
+    cluster whose machines the actors may use, "HOST:PORT" or "auto"; None is this machine. ``insecure``: take a
+    cluster without a token too.
 
     Raises OptionError for values that make no sense alone or together.
     """
 
     name: ClassVar[str] = "pipelined"
 
-    stages: int | None = None
+    stages: int | str | None = None
     cuts: Sequence[str] | None = None
     ppv: Sequence[int] | None = None
     placement: str = "colocated"
@@ -47,7 +51,10 @@ class Pipelined(Strategy):
     accumulate: int = 1
     correction: str | None = None
     recut: str = "off"
+    max_staleness: float | None = None
     engine: str = "auto"
+    address: str | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("stages", "cuts", "ppv") if getattr(self, name) is not None]
@@ -55,8 +62,14 @@ class Pipelined(Strategy):
             raise OptionError(
                 f"{' and '.join(given)} are given, and each says where to cut", hint="give only one of them"
             )
-        if self.stages is not None and self.stages < 1:
+        if isinstance(self.stages, str) and self.stages != "auto":
+            raise OptionError(f"stages is {self.stages!r}", hint="give a number, or 'auto'")
+        if isinstance(self.stages, int) and self.stages < 1:
             raise OptionError(f"stages is {self.stages}", hint="a pipeline has at least 1 stage; 2 is usual")
+        if self.stages == "auto" and self.placement != "colocated":
+            raise OptionError(f"stages='auto' chooses among colocated workers, not {self.placement!r}", hint="drop it")
+        if self.max_staleness is not None and not self.max_staleness >= 0:
+            raise OptionError(f"max_staleness is {self.max_staleness}", hint="give a number of updates from 0 up")
         for name in ("cuts", "ppv"):
             value = getattr(self, name)
             if value is not None:
@@ -66,6 +79,15 @@ class Pipelined(Strategy):
         _one_of("placement", self.placement, PLACEMENTS)
         _one_of("clock", self.clock, CLOCKS)
         _one_of("engine", self.engine, ENGINES)
+        if (self.address is not None or self.insecure) and self.engine not in ("ray", "inline"):
+            raise OptionError(
+                f"address and insecure are for engine 'ray', and engine is {self.engine!r}", hint="add engine='ray'"
+            )
+        if self.engine == "ray" and self.placement == "split":
+            raise OptionError(
+                "placement 'split' has two workers share a stage's weights, which actors cannot",
+                hint="use placement 'colocated' with engine 'ray'",
+            )
         if self.placement == "split" and self.clock != "registers":
             raise OptionError(
                 f"placement 'split' with clock {self.clock!r} runs at two thirds of the speed and is refused",
@@ -102,6 +124,10 @@ class Pipelined(Strategy):
         settings: Settings | None = None,
         sink: Sink | None = None,
     ) -> PipelinedStep:
+        if self.engine == "ray":
+            from convoy.strategies.pipelined.remote.step import RemoteStep
+
+            return RemoteStep(self, model, loss, optimizer, settings or Settings(), sink)
         return PipelinedStep(self, model, loss, optimizer, settings or Settings(), sink)
 
 
