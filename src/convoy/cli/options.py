@@ -63,7 +63,7 @@ def _fields(strategy: str, groups: Mapping[str, Group]) -> list[inspect.Paramete
     for key, field in TrainConfig.model_fields.items():
         extra = about(key)
         default = field.default
-        flag = isinstance(default, bool) or key == "augment"
+        flag = field.annotation in (bool, bool | None)
         parameter = Parameter(
             help=str(field.description).format(strategies=", ".join(STRATEGIES)),
             group=groups[extra["group"]],

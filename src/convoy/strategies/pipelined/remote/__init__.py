@@ -1,0 +1,1 @@
+"""Stages as Ray actors: ``Pipelined(engine="ray")``."""
