@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convoy.strategies.oracle import oracle as oracle
     from convoy.strategies.pipelined import Pipelined as Pipelined
     from convoy.strategies.sequential import Sequential as Sequential
+    from convoy.strategies.speculative import Speculative as Speculative
     from convoy.training.callbacks import EarlyStopping as EarlyStopping
     from convoy.training.callbacks import KeepBest as KeepBest
     from convoy.training.history import History as History
@@ -33,6 +34,7 @@ _HOME = {
     "Pipelined": "convoy.strategies.pipelined",
     "Sequential": "convoy.strategies.sequential",
     "Settings": "convoy.strategies.base",
+    "Speculative": "convoy.strategies.speculative",
     "Strategy": "convoy.strategies.base",
     "Trainer": "convoy.training.trainer",
     "open_data": "convoy.data",
@@ -47,6 +49,7 @@ __all__ = [
     "Pipelined",
     "Sequential",
     "Settings",
+    "Speculative",
     "Strategy",
     "Trainer",
     "__version__",

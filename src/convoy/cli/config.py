@@ -41,6 +41,7 @@ def _saving(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+_SPECULATIVE = "speculative"
 _PIPELINED = "pipelined hybrid"  # a hybrid hands these on to its pipeline
 
 Count = Annotated[int, Field(ge=1)]
@@ -146,9 +147,40 @@ class TrainConfig(BaseModel):
     )
     engine: str | None = _option(
         "Strategy",
-        "What runs the workers; inline: all in one thread, the oracle.",
-        of=_PIPELINED,
+        "What runs the workers; inline: all in one thread, the oracle. streams and ray: pipelines only.",
+        of=f"{_PIPELINED} {_SPECULATIVE}",
         value="auto|inline|threads|streams|ray",
+    )
+    form: str | None = _option(
+        "Strategy",
+        "What is speculated: all by outcomes, or the part below a cut.",
+        of=_SPECULATIVE,
+        value="faithful|cut",
+    )
+    cut: str | None = _option(
+        "Strategy",
+        "The module that begins the upper part, or the layer after which to cut; faithful: true outcomes from here down.",
+        of=_SPECULATIVE,
+        value="NAME|N",
+    )
+    predictor: str | None = _option(
+        "Strategy",
+        "label-last, label-mean, error-scaled, per-sample, linear, network, zero, random:X or unbiased:NAME:X.",
+        of=_SPECULATIVE,
+        value="NAME",
+    )
+    threshold: Annotated[float, Field(ge=0)] | None = _option(
+        "Strategy", "Distance below which a sample keeps what was speculated; 0 is exact.", of=_SPECULATIVE, value="X"
+    )
+    warmup: Count | None = _option("Strategy", "Exact mini-batches before speculating.", of=_SPECULATIVE, value="N")
+    controller: str | None = _option(
+        "Strategy",
+        "auto: speculate while probes agree; always: regardless.",
+        of=_SPECULATIVE,
+        value="auto[:ON,OFF,EVERY]|always[:EVERY]",
+    )
+    memory: Annotated[int, Field(ge=1), BeforeValidator(_bytes)] | None = _option(
+        "Strategy", "Bound on what is remembered, such as 256MB.", of=_SPECULATIVE, value="BYTES"
     )
     address: str | None = _option(
         "Strategy",

@@ -24,6 +24,7 @@ from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.record import Record, Recorded
 from convoy.strategies.sequential import Sequential
+from convoy.strategies.speculative import Speculative
 from convoy.strategies.switching import Stall, SwitchRule
 
 
@@ -43,11 +44,15 @@ def inline(strategy: Strategy) -> Strategy:
     """The same strategy in one thread. Raises OptionError for one that has no oracle."""
     if isinstance(strategy, Pipelined):
         return replace(strategy, engine="inline", recut="off")
+    if isinstance(strategy, Speculative):
+        return replace(strategy, engine="inline")
     if isinstance(strategy, Hybrid):
         return replace(strategy, first=inline(strategy.first), then=inline(strategy.then))
     if isinstance(strategy, Sequential):
         return strategy
-    raise OptionError(f"strategy {strategy.name} has no oracle", hint="sequential, pipelined and hybrid have one")
+    raise OptionError(
+        f"strategy {strategy.name} has no oracle", hint="sequential, pipelined, speculative and hybrid have one"
+    )
 
 
 def oracle(
@@ -77,6 +82,7 @@ def oracle(
     def watch(event: Event) -> None:
         if event.kind == "decision":
             decisions.append(Decision(event.name, event.batch, event.data.get("cause", "user"), event.data))
+            _compare_computed(event, record)
         elif event.kind == "plan" and event.name == Pipelined.name:
             made = {d.name for d in decisions}
             if "recut" not in made:
@@ -103,6 +109,20 @@ def oracle(
         plan = step.plan()
     differing = (n for n, value in enumerate(losses) if n in record.losses and record.losses[n] != value)
     return OracleRun(tuple(losses), tuple(decisions), plan, next(differing, None))
+
+
+def _compare_computed(event: Event, record: Record) -> None:
+    """Raise InternalError where a decision made from data comes out otherwise than in the run."""
+    last = max((batch for batch, _ in record.computed), default=-1)
+    if event.data.get("cause") != "data" or event.name == "switch" or event.batch > last:
+        return
+    theirs = record.computed.get((event.batch, event.name))
+    if theirs is None or dict(theirs) != dict(event.data):
+        found = "did not make it" if theirs is None else f"had {dict(theirs)}"
+        raise InternalError(
+            f"the replay decides {event.name} at mini-batch {event.batch} with {dict(event.data)}, and the run {found}",
+            hint="pass the run's own model, settings, strategy and batches",
+        )
 
 
 def _pipeline(step: Step) -> PipelinedStep | HybridStep:

@@ -27,7 +27,8 @@ class Validation:
 class Record:
     """``drains``: the mini-batches before which the pipeline was drained. ``recuts``: those before which it was cut
     anew, and where. ``switch``: the one before which a hybrid went over. ``plans``: the pipelines' plans before and
-    after the switch. ``losses`` by mini-batch."""
+    after the switch. ``losses`` by mini-batch. ``computed``: decisions made from the data of a mini-batch, by it and
+    their name."""
 
     drains: frozenset[int] = frozenset()
     recuts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Record:
     plans: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]] = ((), ())
     losses: Mapping[int, float] = field(default_factory=dict)
     validations: tuple[Validation, ...] = ()
+    computed: Mapping[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recorded: Iterable[Recorded]) -> Record:
@@ -58,6 +60,7 @@ class Record:
         plans: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
         losses: dict[int, float] = {}
         validations: list[Validation] = []
+        computed: dict[tuple[int, str], Mapping[str, Any]] = {}
         for event in events:
             match event.kind, event.name:
                 case "decision", "drain":
@@ -69,6 +72,8 @@ class Record:
                     switch = Decision("switch", event.batch, event.data.get("cause", "user"), event.data)
                 case "plan", "pipelined":
                     plans[switch is not None].append(event.data)
+                case "decision", name if event.data.get("cause") == "data":
+                    computed[event.batch, name] = event.data
                 case "step", _:
                     losses[event.batch] = float(event.data["loss"])
                 case "epoch", _:
@@ -76,7 +81,9 @@ class Record:
                     validations.append(
                         Validation(event.batch + 1, data.get("validation_accuracy"), data.get("validation_loss"))
                     )
-        return cls(frozenset(drains), recuts, switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations))
+        return cls(
+            frozenset(drains), recuts, switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations), computed
+        )
 
 
 def _event(item: Recorded) -> Event:

@@ -16,6 +16,7 @@ STRATEGIES = {
     "sequential": "convoy.strategies.sequential:Sequential",
     "pipelined": "convoy.strategies.pipelined:Pipelined",
     "hybrid": "convoy.strategies.hybrid:Hybrid",
+    "speculative": "convoy.strategies.speculative:Speculative",
 }
 
 

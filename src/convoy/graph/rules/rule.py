@@ -136,6 +136,12 @@ class Rule(ABC, Generic[O]):
             raise InternalError(f"{self.kind} with {options} couples the samples of a batch")
         return Saved(tuple(t[lo:hi] for t in saved.tensors), saved.facts)
 
+    def select_samples(self, options: O, saved: Saved, index: Tensor) -> Saved:
+        """Of the samples ``index`` only, copied, for use with ``grad[index]``."""
+        if not self.tiling(options).samples:
+            raise InternalError(f"{self.kind} with {options} couples the samples of a batch")
+        return Saved(tuple(t[index] for t in saved.tensors), saved.facts)  # indexing keeps channels last
+
     def narrow_forward(
         self, options: O, parameters: Parameters, inputs: Sequence[Tensor], lo: int, hi: int
     ) -> tuple[O, Parameters, Sequence[Tensor]]:

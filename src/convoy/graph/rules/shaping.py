@@ -69,6 +69,10 @@ class Add(Channelwise[AddOptions]):
         _refuse_broadcast(saved.facts[0])
         return saved
 
+    def select_samples(self, options: AddOptions, saved: Saved, index: Tensor) -> Saved:
+        _refuse_broadcast(saved.facts[0])
+        return saved
+
     def narrow_forward(
         self, options: AddOptions, parameters: Parameters, inputs: Sequence[Tensor], lo: int, hi: int
     ) -> tuple[AddOptions, Parameters, Sequence[Tensor]]:

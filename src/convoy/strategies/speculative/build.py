@@ -1,0 +1,151 @@
+"""From a captured model to the programs of its mini-batches: exact, probing, speculating; and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from convoy.graph.graph import Graph
+from convoy.strategies.base import Loss, Settings
+from convoy.strategies.precision import autocast_of
+from convoy.strategies.speculative.controller import Mode
+from convoy.strategies.speculative.cut import cut_part, make_predictor
+from convoy.strategies.speculative.forecast import makespan
+from convoy.strategies.speculative.kernels import coupled
+from convoy.strategies.speculative.lower import How, Part, lower
+from convoy.strategies.speculative.plan import Saving, SpeculativePlan
+from convoy.strategies.speculative.predictors import Predictor
+from convoy.strategies.speculative.region import Flops, Region, cut_region, unit_flops
+from convoy.strategies.speculative.strategy import Speculative
+from convoy.strategies.tasks.ops import Task
+from convoy.strategies.tasks.program import TaskProgram
+from convoy.strategies.tasks.units import Unit, Units, units_of
+from convoy.strategies.tasks.update import Updates
+
+ENGINES = 2
+FORECAST = (0.0, 0.5, 0.9, 1.0)
+"""Acceptances for which the plan predicts."""
+_FLOPS_PER_SECOND = 3e10  # one core, roughly: only proportions matter
+
+
+class Remembered(Protocol):
+    """What is learned from exact mini-batches and kept across checkpoints."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model in its present mode (train or eval, frozen weights), ready to be lowered."""
+
+    units: Units
+    region: Region
+    part: Part
+    how: How
+    remembered: Remembered
+    flops: Flops
+    memory_bytes: int
+
+
+@dataclass(slots=True)
+class Built:
+    """What runs mini-batches of one mode. ``runs``: how many it ran."""
+
+    program: TaskProgram
+    runs: int = 0
+
+
+@dataclass(slots=True)
+class Programs:
+    """The programs of a prepared model, each made when it is first needed."""
+
+    prepared: Prepared
+    built: dict[Mode, Built] = field(default_factory=dict)
+
+    def of(self, mode: Mode) -> Built:
+        if mode not in self.built:
+            self.built[mode] = Built(program(self.prepared, mode))
+        return self.built[mode]
+
+
+def prepare(
+    strategy: Speculative, graph: Graph, model: nn.Module, loss: Loss, optimizer: Optimizer, settings: Settings,
+    kept: Remembered | None,
+) -> Prepared:  # fmt: skip
+    """``kept``: what was remembered so far by a step whose model has changed its mode since."""
+    units = units_of(graph, torch.bfloat16 if settings.precision == "bfloat16" else None)
+    region = cut_region(units, strategy.cut)
+    choice = strategy.choice
+    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed)
+    predictor = predictor if kept is None else cast(Predictor, kept)
+    part = cut_part(units, region, predictor, choice, strategy.limit, settings.seed, settings.channels_last)
+    flops = unit_flops(units)
+
+    def seconds(kind: str, unit: Unit, share: float) -> float:
+        return flops[unit.name]["FIG".index(kind)] * share / _FLOPS_PER_SECOND
+
+    updates = Updates(optimizer, model, settings.clip)
+    how = How(loss, updates, settings.seed, autocast_of(settings), seconds)
+    size = choice.kind.bytes(predictor.room)
+    return Prepared(units, region, part, how, predictor, flops, size)
+
+
+def program(prepared: Prepared, mode: Mode) -> TaskProgram:
+    lowered = lower(prepared.units, prepared.part, mode, prepared.how)
+    inputs = [f"y.{node.name}" for node in prepared.units.graph.nodes if node.kind == "input"]
+    return TaskProgram(lowered, [Task(op.kind, op.subject, [op]) for op in lowered.ops], inputs)
+
+
+def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: int, batch_size: int) -> SpeculativePlan:
+    """The plan of a prepared model. Its predictions count operations: the same on every machine."""
+    graph, flops = prepared.units.graph, prepared.flops
+    one = _forecast(prepared, "exact", 1, 0.0)
+
+    def saving(mode: Mode, accepted: float) -> float:
+        return 1.0 - _forecast(prepared, mode, engines, accepted) / one if one else 0.0
+
+    backward = sum(i + g for _, i, g in flops.values())
+    inside = sum(sum(flops[name][1:]) for name in prepared.region.inside)
+    return SpeculativePlan(
+        model=graph.model_name,
+        batch_size=batch_size,
+        form=strategy.form,
+        cut=prepared.region.cut,
+        speculated_share=inside / backward if backward else 0.0,
+        predictor=str(strategy.predictor),
+        threshold=strategy.limit,
+        warmup=strategy.warmup,
+        controller=strategy.controller,
+        engines=engines,
+        threads_per_engine=threads,
+        actions=len(program(prepared, "speculate").recurring.entries),
+        memory_bytes=prepared.memory_bytes,
+        memory_limit_bytes=strategy.memory,
+        savings=tuple(Saving(a, round(saving("speculate", a), 4)) for a in FORECAST),
+        exact_saving=round(saving("exact", 0.0), 4),
+        remembered=tuple(u.name for u in prepared.units.units if u.name in prepared.part.remembered),
+        notes=(*_notes(prepared), *graph.notes),
+    )
+
+
+def _forecast(prepared: Prepared, mode: Mode, engines: int, accepted: float) -> float:
+    assumed = replace(prepared, how=replace(prepared.how, accepted=accepted))
+    ops = lower(prepared.units, assumed.part, mode, assumed.how).ops
+    recurring = program(assumed, mode).recurring
+    return makespan([0.0, *(op.seconds for op in ops)], recurring.successors, recurring.waits, engines)
+
+
+def _notes(prepared: Prepared) -> tuple[str, ...]:
+    normed = [u.name for u in prepared.units.units if u.name in prepared.region.inside and coupled(u)]
+    if not normed:
+        return ()
+    return (
+        "BatchNorm couples samples: below it, rejected samples are exact only where all of a mini-batch are rejected",
+    )

@@ -1,0 +1,83 @@
+"""When to speculate: after an exact warm-up, while the gradients that it gives agree with the exact ones.
+
+Every ``every``-th mini-batch after the warm-up is a *probe*: it trains exactly, and the gradient that speculation would
+have given is computed beside it. Their cosine, smoothed, switches speculation on and off, with hysteresis. A decision
+from data: a replay comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from convoy.errors import OptionError
+
+Mode = Literal["exact", "probe", "speculate"]
+
+_HINT = "write auto, auto:ON,OFF,EVERY (such as auto:0.7,0.5,32) or always"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """On at an agreement of ``on`` or more, off below ``off``. ``always``: speculate after the warm-up whatever the
+    probes say (they are made all the same, so that it is seen); with ``every`` 0 none are made."""
+
+    on: float = 0.7
+    off: float = 0.5
+    every: int = 32
+    always: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """``auto``, ``auto:0.7,0.5,32``, ``always`` or ``always:32`` (a probe every so many mini-batches)."""
+        name, _, rest = text.partition(":")
+        try:
+            if name == "auto":
+                on, off, every = rest.split(",") if rest else (cls.on, cls.off, cls.every)
+                rule = cls(float(on), float(off), int(every))
+                right = -1.0 <= rule.off <= rule.on <= 1.0 and rule.every >= 1
+            elif name == "always":
+                rule = cls(-1.0, -1.0, int(rest or 0), always=True)
+                right = rule.every >= 0
+            else:
+                right = False
+        except ValueError:
+            right = False
+        if not right:
+            raise OptionError(f"controller is {text!r}", hint=_HINT)
+        return rule
+
+
+class Controller:
+    """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes a probe's agreement."""
+
+    SMOOTHING = 0.5
+
+    def __init__(self, rule: Rule, warmup: int) -> None:
+        self._rule, self._warmup = rule, warmup
+        self.on = rule.always
+        self.agreement: float | None = None
+        """Smoothed cosine of speculated and exact gradients; None before the first probe."""
+
+    def mode(self, batch: int) -> Mode:
+        since = batch - self._warmup
+        if since < 0:
+            return "exact"
+        if self._rule.every and since % self._rule.every == 0:
+            return "probe"
+        return "speculate" if self.on else "exact"
+
+    def observe(self, agreement: float) -> bool:
+        """Whether this switches speculation on or off."""
+        before, kept = self.on, self.SMOOTHING
+        self.agreement = agreement if self.agreement is None else kept * self.agreement + (1 - kept) * agreement
+        if not self._rule.always:
+            self.on = self.agreement >= (self._rule.off if self.on else self._rule.on)
+        return self.on != before
+
+    def state(self) -> dict[str, Any]:
+        return {"on": self.on, "agreement": self.agreement}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.on, self.agreement = bool(state["on"]), state["agreement"]

@@ -1,0 +1,68 @@
+"""Predictors by name. A new one is a class and a line here.
+
+``label-mean`` · ``unbiased:label-mean:0.5`` (half of the samples keep the prediction, drawn by chance, and the others
+make up for it) · ``random:0.5`` (half of the samples, drawn by chance, are skipped).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from convoy.errors import OptionError
+from convoy.strategies.speculative.predictors import (
+    ErrorScaled,
+    LabelLast,
+    LabelMean,
+    Linear,
+    Network,
+    Predictor,
+    Zero,
+)
+from convoy.strategies.speculative.samples import PerSample
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    kind.name: kind for kind in (LabelLast, LabelMean, ErrorScaled, PerSample, Linear, Network, Zero)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A predictor and who accepts: ``chance`` None is the test against the threshold, else each sample is accepted with
+    that probability; ``unbiased`` then makes up for it (control variate)."""
+
+    kind: type[Predictor]
+    chance: float | None = None
+    unbiased: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        head, _, rest = text.partition(":")
+        if head == "unbiased":
+            name, _, share = rest.partition(":")
+            return cls(_kind(name), _share(share or "0.5", text), unbiased=True)
+        if head == "random":
+            return cls(Zero, _share(rest or "0.5", text))
+        return cls(_kind(text))
+
+
+def _kind(name: str) -> type[Predictor]:
+    if name not in PREDICTORS:
+        close = difflib.get_close_matches(name, PREDICTORS, n=1)
+        raise OptionError(
+            f"predictor {name!r} is unknown",
+            hint=f"did you mean {close[0]}?" if close else f"one of: {', '.join(PREDICTORS)}, unbiased:NAME, random",
+        )
+    return PREDICTORS[name]
+
+
+def _share(text: str, whole: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share < 1.0:
+        raise OptionError(
+            f"predictor {whole!r} accepts a share of {text}", hint="give a number from 0 to below 1, such as 0.5"
+        )
+    return share

@@ -1,0 +1,57 @@
+"""Warm-up, probes and hysteresis, by scenario."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convoy.errors import OptionError
+from convoy.strategies.speculative.controller import Controller, Rule
+
+
+def modes(controller: Controller, batches: int, agreements: list[float]) -> str:
+    """First letters of the modes; each probe takes the next agreement."""
+    pending, said = list(agreements), ""
+    for batch in range(batches):
+        mode = controller.mode(batch)
+        said += mode[0]
+        if mode == "probe":
+            controller.observe(pending.pop(0))
+    return said
+
+
+def test_agreement_switches_on_and_off_with_hysteresis() -> None:
+    rule = Rule.parse("auto:0.7,0.5,4")
+    #                                     on        stays on     off: (0.65 + 0) / 2     stays off: 0.66
+    assert modes(Controller(rule, 3), 19, [0.8, 0.5, 0.0, 1.0]) == "eeepssspssspeeepeee"
+
+
+def test_always_speculates_and_probes_where_asked() -> None:
+    assert modes(Controller(Rule.parse("always"), 2), 6, []) == "eessss"
+    assert modes(Controller(Rule.parse("always:3"), 2), 8, [0.0, 0.0]) == "eepsspss"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=8, max_size=8), st.integers(0, 7))
+def test_a_restored_controller_goes_on_alike(agreements: list[float], cut: int) -> None:
+    rule = Rule.parse("auto:0.3,0.1,1")
+    one, other = Controller(rule, 1), Controller(rule, 1)
+    for place, agreement in enumerate(agreements):
+        if place == cut:
+            other.restore(one.state())
+        one.observe(agreement)
+        if place >= cut:
+            other.observe(agreement)
+    assert one.state() == other.state() and one.mode(100) == other.mode(100)
+
+
+@given(st.lists(st.floats(-1, 0.29), min_size=1))
+def test_noise_is_never_trained_on(agreements: list[float]) -> None:
+    controller = Controller(Rule.parse("auto:0.3,0.1,1"), 1)
+    assert not any(controller.observe(a) or controller.on for a in agreements)
+
+
+@pytest.mark.parametrize("text", ["", "never", "auto:1", "auto:0.5,0.7,3", "auto:0.7,0.5,0", "auto:a,b,c", "always:x"])
+def test_what_is_no_controller(text: str) -> None:
+    with pytest.raises(OptionError, match="controller is"):
+        Rule.parse(text)

@@ -1,0 +1,72 @@
+"""Two engines give what one thread gives, bit for bit, decisions included, whatever the delays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from convoy.errors import WorkerFailed
+from convoy.schedule.action import Action
+from convoy.strategies.speculative import Speculative
+
+CUT = ["label-last", "label-mean", "error-scaled", "per-sample", "linear", "network", "zero", "unbiased:label-mean:0.4"]
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(
+    net=st.sampled_from(["plain", "skip"]),
+    predictor=st.sampled_from(CUT),
+    threshold=st.sampled_from([0.0, 0.9, 1.1, float("inf")]),
+    controller=st.sampled_from(["always:3", "auto:0.2,0.1,2"]),
+    clip=st.sampled_from([None, 0.5]),
+    delays=st.lists(st.integers(0, 3), min_size=7, max_size=7),
+)
+def test_random_delays(train: Any, images: Any, net: str, predictor: str, threshold: float, controller: str,
+                       clip: float | None, delays: list[int]) -> None:  # fmt: skip
+    def disturb(lane: str, action: Action) -> None:
+        milliseconds = delays[(len(action.subject) + ord(action.kind) + action.batch + len(lane)) % 7]
+        if milliseconds > 1:
+            time.sleep(1e-3 * (milliseconds - 1))
+
+    data = images((6, 5, 6, 6, 4))
+    fields: dict[str, Any] = {
+        "predictor": predictor, "threshold": threshold, "warmup": 1, "controller": controller,
+    }  # fmt: skip
+    one = train(Speculative(engine="inline", **fields), net, data, threads=2, clip=clip)
+    two = train(Speculative(engine="threads", **fields), net, data, threads=2, clip=clip, disturb=disturb)
+    assert two.losses == one.losses
+    assert two.differs(one) == []
+    assert two.decisions == one.decisions
+    lanes = {e.lane for e in two.events if e.kind == "action"} - {"driver"}
+    assert lanes <= {"engine 1", "engine 2"}
+
+
+def test_either_engine_takes_weight_gradients(train: Any, images: Any) -> None:
+    """Where one engine is held up, the other takes what is ready."""
+
+    def disturb(lane: str, action: Action) -> None:
+        if lane == "engine 1":
+            time.sleep(0.02)
+
+    strategy = Speculative(warmup=1, controller="always", engine="threads")
+    got = train(strategy, "plain", images((6,) * 3), threads=2, disturb=disturb)
+    counts = {lane: sum(e.kind == "action" and e.lane == lane for e in got.events) for lane in ("engine 1", "engine 2")}
+    assert counts["engine 2"] > 2 * counts["engine 1"] > 0
+
+
+def test_an_engine_that_fails_is_named(train: Any, images: Any) -> None:
+    def disturb(lane: str, action: Action) -> None:
+        if action.kind == "C":
+            raise ValueError("broken on purpose")
+
+    with pytest.raises(WorkerFailed, match="broken on purpose") as caught:
+        train(
+            Speculative(warmup=1, controller="always", engine="threads"),
+            *("plain", images((6, 6))), threads=2, disturb=disturb,
+        )  # fmt: skip
+    assert caught.value.action == "Caccept.1"
