@@ -80,7 +80,7 @@ class Host:
         self._early: dict[int, tuple[Any, Any]] = {}
         self._changed = threading.Condition()
         self._news = _nothing()
-        self._outgoing: queue.SimpleQueue[tuple[Ref, Any]] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[tuple[Ref, Any] | None] = queue.SimpleQueue()
 
     # --- group "control" -------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Host:
             self._engine = HostEngine(self, replace(self._options, disturb=disturb))
         except Exception as error:
             return {"failed": describe(error)}
-        threading.Thread(target=self._send, name="convoy send", daemon=True).start()
+        threading.Thread(target=self._send, name=f"convoy send of {self.lane}", daemon=True).start()
         return {}
 
     def submit(self, sequence: int, header: Any, array: Any) -> None:
@@ -132,6 +132,12 @@ class Host:
         except Exception as error:
             return {"failed": describe(error)}
         return answer.header, answer.array
+
+    def end(self) -> None:
+        """Stop the threads, without finishing anything."""
+        if self._engine is not None:
+            self._engine.close()
+        self._outgoing.put(None)
 
     # --- group "values" --------------------------------------------------------------------------------------
 
@@ -204,14 +210,14 @@ class Host:
 
     def _send(self) -> None:
         """Beside the lane's thread: a hand-over costs the lane no time of its own."""
-        while True:
-            ref, value = self._outgoing.get()
+        while (item := self._outgoing.get()) is not None:
+            ref, value = item
             try:
                 message = pack(self.resident.encode(ref, value), str(ref))
                 post(message, ref, [self._peers[lane] for lane in self.routes[ref.name]], finite=True)
             except Exception as error:
                 self.failed(str(ref), error)
-            del value
+            del item, value
 
 
 def post(message: Message, ref: Ref, delivers: Sequence[Any], *, finite: bool) -> None:

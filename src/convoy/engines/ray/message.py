@@ -22,6 +22,7 @@ from torch import Tensor
 from convoy.errors import DataError, RunError
 
 _ALIGNMENT = 64  # bytes; a tensor begins where PyTorch's own would
+_LARGEST = 2**31  # elements between the first and the last of a tensor with gaps
 
 DTYPES = {
     str(t).removeprefix("torch."): t
@@ -187,7 +188,7 @@ def _tensor(entry: Any, array: np.ndarray[Any, Any], end: int, what: str) -> tup
         raise _damaged(what, f"{entry!r} does not fit into its {array.nbytes} bytes")
     extent = 1 + sum((n - 1) * s for n, s in zip(once, strides, strict=True)) if count else 0
     dense = _dense(once, strides)
-    if count and (extent != count if dense else extent < count or extent > 64 * count):
+    if count and (extent != count if dense else extent < count or extent > _LARGEST):
         raise _damaged(what, f"{entry!r} overlaps itself")
     flat = torch.empty(count, dtype=dtype)
     np.copyto(flat.view(torch.uint8).numpy(), array[start : start + size])
