@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convoy.data import open_data as open_data
     from convoy.errors import ConvoyError as ConvoyError
+    from convoy.planning import plan as plan
     from convoy.strategies.base import Settings as Settings
     from convoy.strategies.base import Strategy as Strategy
     from convoy.strategies.hybrid import Hybrid as Hybrid
@@ -39,6 +40,7 @@ _HOME = {
     "Trainer": "convoy.training.trainer",
     "open_data": "convoy.data",
     "oracle": "convoy.strategies.oracle",
+    "plan": "convoy.planning.plan",
 }
 __all__ = [
     "ConvoyError",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "open_data",
     "oracle",
+    "plan",
 ]
 
 

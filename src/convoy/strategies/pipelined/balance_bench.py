@@ -40,7 +40,8 @@ WHOLE_SECONDS = 1.5
 
 
 class Bench:
-    """Captures ``model`` on ``x``; measures when asked. The model stays as it was."""
+    """Captures ``model`` on ``x``; measures when asked, within ``hurry`` times the usual budgets. The model stays as it
+    was."""
 
     def __init__(
         self,
@@ -50,13 +51,14 @@ class Bench:
         y: Any,
         settings: Settings,
         optimizer: Optimizer | None = None,
+        hurry: float = 1.0,
     ) -> None:
         args, kwargs = arguments(x)
         self.graph: Graph = capture(model, args, kwargs)
         self.inputs = tuple(n.name for n in self.graph.nodes if n.kind == "input")
         self.samples = batch_size(x)
         self.settings = settings
-        self._loss, self._x, self._y, self._optimizer = loss, x, y, optimizer
+        self._loss, self._x, self._y, self._optimizer, self._hurry = loss, x, y, optimizer, hurry
         self._profiles: dict[tuple[int, int], Profile] = {}
         self._updates: dict[int, float] = {}
         self._whole: dict[tuple[int, int], float] = {}
@@ -72,9 +74,10 @@ class Bench:
         key = (threads, parts)
         if key not in self._profiles:
             x, y = self.part(parts)
+            budget = PROFILE_SECONDS * self._hurry
             with interruptible():
                 self._profiles[key] = measure(
-                    self.graph, *arguments(x), loss=self._loss, target=y, repeats=6, budget_seconds=PROFILE_SECONDS,
+                    self.graph, *arguments(x), loss=self._loss, target=y, repeats=6, budget_seconds=budget,
                     threads=threads, seed=self.settings.seed, precision=self.settings.precision, apart=False,
                     agree=AGREE,
                 )  # fmt: skip
@@ -135,14 +138,14 @@ class Bench:
         if key not in self._balanced:
             places = Places.of(self.graph, stages, split_placement)
             costs, trial = self.costs(threads, parts), self.trial(threads, parts)
-            self._balanced[key] = search(costs, places, trial, budget_seconds=TRIAL_SECONDS)
+            self._balanced[key] = search(costs, places, trial, budget_seconds=TRIAL_SECONDS * self._hurry)
         return self._balanced[key]
 
     def given(self, cuts: Cuts, threads: int, parts: int = 1) -> Balanced:
         """What the stages of given cuts take side by side."""
         key = (cuts, threads, parts)
         if key not in self._balanced:
-            self._balanced[key] = these_cuts(self.trial(threads, parts), cuts, TRIAL_SECONDS / 2)
+            self._balanced[key] = these_cuts(self.trial(threads, parts), cuts, TRIAL_SECONDS / 2 * self._hurry)
         return self._balanced[key]
 
     def whole(self, threads: int, parts: int = 1) -> float:
@@ -150,7 +153,7 @@ class Bench:
         micro-batches one after the other."""
         key = (threads, parts)
         if key not in self._whole:
-            found = these_cuts(self.trial(threads, parts), (), WHOLE_SECONDS)
+            found = these_cuts(self.trial(threads, parts), (), WHOLE_SECONDS * self._hurry)
             self._whole[key] = sum(stage.seconds for stage in found.times)
         return self._whole[key]
 

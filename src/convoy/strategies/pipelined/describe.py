@@ -110,10 +110,12 @@ def advice(plan: PipelinePlan) -> str | None:
     """One sentence where training without a pipeline would do as well, or nearly."""
     if plan.everyone_seconds is None or plan.step_seconds is None or len(plan.stages) < 2:
         return None
-    gain = plan.everyone_seconds / plan.step_seconds
+    alone = plan.sequential_seconds or plan.everyone_seconds
+    threads = plan.threads if plan.everyone_seconds <= alone else plan.threads_per_worker
+    gain = min(plan.everyone_seconds, alone) / plan.step_seconds
     if gain >= LITTLE:
         return None
-    what = f"sequential training on {plan.threads} threads" if plan.threads > 1 else "sequential training"
+    what = f"sequential training on {threads} threads" if threads > 1 else "sequential training"
     much = f"is {1 / gain:.2f} times as fast" if gain < 1 else f"takes only {gain:.2f} times as long"
     return f"{what} {much} and has no stale weights: train sequentially"
 

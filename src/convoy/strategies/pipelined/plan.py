@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from convoy.schedule.action import Action
 from convoy.schedule.plan import Plan, columns, megabytes
@@ -113,6 +113,27 @@ class PipelinePlan(Plan):
     def beside(self, measured: PipelinePlan) -> str:
         """The table with what was measured beside what was predicted."""
         return plan_table(self, measured)
+
+    def csv_rows(self) -> list[dict[str, Any]]:
+        """One a stage, for a spreadsheet; seconds and bytes as they are."""
+        return [
+            {
+                "stage": s.index,
+                "layers": s.layers,
+                "from": s.first,
+                "to": s.last,
+                "parameters": s.parameters,
+                "weight_bytes": s.weight_bytes,
+                "delay": s.delay,
+                "staleness": s.staleness,
+                "activation_bytes": s.activation_bytes,
+                "held_bytes": self.held_bytes(s),
+                "handed_bytes": s.handed_bytes,
+                "forward_seconds": s.forward_seconds,
+                "backward_seconds": s.backward_seconds,
+            }
+            for s in self.stages
+        ]
 
     def schedule(self, batches: int) -> Schedule:
         """The schedule of the first ``batches`` mini-batches and their drain."""

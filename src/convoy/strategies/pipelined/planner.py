@@ -39,6 +39,7 @@ class Planned:
     inputs: tuple[str, ...]
     strategy: Pipelined
     profile: Profile | None = None
+    profiled_parts: int = 1
     cuts: tuple[int, ...] = ()
 
     def names(self, cuts: Sequence[int]) -> list[str]:
@@ -51,7 +52,7 @@ class Planned:
         assert cuts is not None
         segments = split(self.graph, cuts)
         old = self.plan
-        known = None if self.profile is None else Forecast(self.profile, min(old.accumulate, old.batch_size))
+        known = None if self.profile is None else Forecast(self.profile, self.profiled_parts)
         plan = describe(strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, known)
         return replace(self, plan=plan, segments=segments, cuts=tuple(cuts), strategy=strategy)
 
@@ -122,27 +123,28 @@ def plan_pipeline(
     return plan_on(Bench(model, loss, x, y, settings, optimizer), strategy, loss)
 
 
-def plan_on(bench: Bench, strategy: Pipelined, loss: Loss) -> Planned:
-    """The same with a bench, on which other plans may be made too."""
+def plan_on(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | None = None) -> Planned:
+    """The same with a bench, on which other plans may be made too; ``at``: positions of the cuts, where known."""
     settings, reason = bench.settings, None
     total = available_threads(settings)
     if strategy.stages == "auto":
         strategy, reason = choose(strategy, bench, total)
-    cuts = positions(strategy, bench.graph)
+    cuts = positions(strategy, bench.graph) if at is None else list(at)
     stages = len(cuts) + 1 if cuts is not None else number_of_stages(strategy)
     workers = _workers(strategy, stages)
     threads = max(1, total // workers)
-    parts = min(strategy.accumulate, bench.samples)
+    parts = kept_in = min(strategy.accumulate, bench.samples)
     if cuts is None or settings.forecast or settings.max_memory is not None:
-        profile = bench.profile(threads, parts)
         if cuts is None:
+            profile = bench.profile(threads, parts)
             found = bench.balanced(stages, threads, parts, strategy.placement == "split")
         else:
+            profile, kept_in = bench.profile(threads), 1
             found = bench.given(tuple(cuts), threads, parts)
         cuts = list(found.cuts)
         alone = bench.whole(threads) if parts > 1 else sum(bench.costs(threads))
         everyone = bench.whole(total) if workers > 1 else alone
-        forecast = Forecast(profile, parts, found.times, alone, everyone, total)
+        forecast = Forecast(profile, kept_in, found.times, alone, everyone, total)
     else:
         profile, forecast = None, None
     segments = split(bench.graph, cuts)
@@ -156,7 +158,7 @@ def plan_on(bench: Bench, strategy: Pipelined, loss: Loss) -> Planned:
     if settings.max_memory is not None:
         _check_memory(plan, settings.max_memory)
     _check_staleness(plan, strategy.max_staleness)
-    return Planned(plan, bench.graph, segments, bench.inputs, strategy, profile, tuple(cuts))
+    return Planned(plan, bench.graph, segments, bench.inputs, strategy, profile, kept_in, tuple(cuts))
 
 
 def _check_staleness(plan: PipelinePlan, limit: float | None) -> None:
