@@ -17,37 +17,70 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NAMES = {
     "one": "one core",
-    "two": "PyTorch's two threads",
-    "limit": "limit: two loops that share nothing",
     "convoy": "**convoy, 2 stages, automatic cut**",
-    "ddp": "DDP, 2 processes",
     "1f1b-clock": 'convoy, `clock="1f1b"`',
     "1f1b-acc4": 'convoy, `clock="1f1b", accumulate=4`',
+    "limit": "limit: two loops that share nothing",
+    "two": "PyTorch's two threads",
+    "ddp": "DDP, 2 processes",
     "gpipe/4": "torch.distributed.pipelining, GPipe, 4 micro-batches",
     "1f1b/4": "torch.distributed.pipelining, 1F1B, 4 micro-batches",
 }
+MODELS = {
+    "lenet5": "LeNet-5",
+    "alexnet": "AlexNet",
+    "vgg16": "VGG-16",
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "resnet110": "ResNet-110",
+}
+SPEED = ("resnet56-b32", "resnet110-b32", "resnet56-b128", "vgg16-b128")
 ACCURACY = {
     "lenet5-mnist": ("LeNet-5, MNIST, PPV (2), 5 epochs", "lenet5-mnist-sequential", "lenet5-mnist-ppv2"),
     "resnet20-5": ("ResNet-20, CIFAR-10, PPV (7), 5 epochs", "resnet20-sequential-5", "resnet20-ppv7-5"),
 }
 
 
-def speed(path: Path) -> list[str]:
-    run = json.loads(path.read_text())
+def speed(paths: list[Path]) -> list[str]:
+    """One column a file, one row a contender: times one core, median and spread over the rounds."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    order = list(NAMES)
+    modes = {mode for run in runs for mode in run["modes"] if mode != "one"}
+    head = " | ".join(f"{MODELS.get(run['model'], run['model'])}, batch {run['batch']}" for run in runs)
     lines = [
-        f"{run['model']}, batch {run['batch']}, {run['precision']}, two cores, {run['rounds']} rounds:",
+        "Training speed as a multiple of one core, float32, two cores: median (min–max) of the rounds.",
         "",
-        "| | times one core: median (min–max) | of the limit |",
-        "|---|---:|---:|",
+        f"| | {head} |",
+        "|---|" + "---:|" * len(runs),
     ]
-    for mode, row in run["modes"].items():
-        if mode != "one" and row.get("times_one"):
-            lines.append(f"| {NAMES.get(mode, mode)} | {shown(row['times_one'])} | {shown(row.get('times_limit'))} |")
+    for mode in sorted(modes, key=lambda m: (order.index(m) if m in order else len(order), m)):
+        cells = " | ".join(shown((run["modes"].get(mode) or {}).get("times_one")) for run in runs)
+        lines.append(f"| {NAMES.get(mode, mode)} | {cells} |")
     return [*lines, ""]
 
 
 def shown(ratio: dict[str, float] | None) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if ratio else "–"
+
+
+def memory(path: Path) -> list[str]:
+    run = json.loads(path.read_text())
+    lines = [
+        f"Peak memory beyond sequential training at batch {run['batch']}, in percent of activations and weights, measured "
+        "(and as a multiple of what the clock's delays foretell).",
+        "",
+        "| network (PPV) | published | `registers` | `1f1b` | `1f1b`, `accumulate=4` |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for net, found in run["nets"].items():
+        cells = []
+        for row in found["variants"].values():
+            times = row["extra_of_expected"] if "extra_of_expected" in row else row["peak_of_expected"]
+            cells.append(f"{row['extra_percent']:+.0f} % ({times:.2f})")
+        ppv = ", ".join(str(p) for p in found["ppv"])
+        published = f"+{found['published_increase_percent']} %"
+        lines.append(f"| {MODELS.get(net, net)} ({ppv}) | {published} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def accuracy() -> list[str]:
@@ -61,10 +94,8 @@ def accuracy() -> list[str]:
 
 
 def section() -> str:
-    lines: list[str] = []
-    for path in sorted((HERE / "speed" / "results").glob("*.json"), key=lambda p: (len(p.name), p.name)):
-        lines += speed(path)
-    return "\n".join([*lines, *accuracy()])
+    paths = [path for name in SPEED if (path := HERE / "speed" / "results" / f"{name}.json").exists()]
+    return "\n".join([*speed(paths), *memory(HERE / "memory" / "results" / "published-b128.json"), *accuracy()])
 
 
 def main() -> None:

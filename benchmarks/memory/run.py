@@ -8,8 +8,9 @@ pipelines on real threads. Everything counts but weights, their gradients, optim
 and the gradients on their way back; "activations alone" is the peak without the latter. Where the workers stand
 relative to each other decides the peak, so each pipeline runs as it comes, with either worker held back, and inline;
 the highest counts. "Expected" is the sum of d_i * A_i, with A_i the bytes of the distinct storages that autograd saves
-at stage i; with accumulation it is the sum of (d_i + 1) * A_i / accumulate against
-the peak. With --rss also the whole process's resident memory.
+at stage i and of what the stage hands over (the content of the pipeline register), where it has not saved that itself;
+with accumulation it is the sum of (d_i + 1) * A_i / accumulate against the peak. "Of saved" takes as A_i what autograd
+saves at the stage and nothing else. With --rss also the whole process's resident memory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tracker import Ledger, Tracked
 
 from convoy.graph.capture import capture
 from convoy.graph.cost import measure
-from convoy.graph.split import cut_after_layer
+from convoy.graph.split import crossing, cut_after_layer
 from convoy.models import PUBLISHED_PPV, build
 from convoy.models.published import PUBLISHED_MEMORY
 from convoy.strategies.base import Settings
@@ -65,15 +66,21 @@ def made(net: str, batch: int) -> tuple[nn.Module, torch.optim.Optimizer, Tensor
     return model, optimizer, x, torch.randint(0, 10, (batch,))
 
 
-def stage_activations(net: str, batch: int) -> tuple[list[int], int]:
-    """A_i of the published placement, and the whole model's; without the images, which the first stage keeps."""
+def stage_activations(net: str, batch: int) -> tuple[list[int], list[int], int]:
+    """What autograd saves at the stages of the published placement, what they hand over without having saved it, and
+    what the whole model saves; without the images, which the first stage keeps."""
     model, _, x, y = made(net, batch)
     graph = capture(model, (x,), {})
     profile = measure(graph, (x,), {}, loss=nn.functional.cross_entropy, target=y, budget_seconds=0.1)
     edges = [0, *(cut_after_layer(graph, p) for p in PUBLISHED_PPV[net]), len(graph.nodes)]
     found = [profile.saved_bytes(a, b) for a, b in itertools.pairwise(edges)]
+    handed = []
+    for a, b in itertools.pairwise(edges):
+        register = sum(graph.by_name[name].output_bytes for name in crossing(graph, b)) if b < len(graph.nodes) else 0
+        on_both_sides = found[len(handed)] + profile.saved_bytes(b, edges[-1]) - profile.saved_bytes(a, edges[-1])
+        handed.append(max(0, register - on_both_sides))
     found[0] -= x.nbytes
-    return found, profile.saved_bytes(0, len(graph.nodes)) - x.nbytes
+    return found, handed, profile.saved_bytes(0, len(graph.nodes)) - x.nbytes
 
 
 Peak: TypeAlias = "tuple[int, Counter[tuple[str, str]]]"
@@ -151,7 +158,8 @@ def _resident_now() -> int:
 
 def measure_net(net: str, options: argparse.Namespace) -> dict[str, Any]:
     batch, steps = options.batch, options.steps
-    activations, whole = stage_activations(net, batch)
+    saved, handed, whole = stage_activations(net, batch)
+    activations = [s + h for s, h in zip(saved, handed, strict=True)]
     weights = sum(p.nbytes for p in made(net, 1)[0].parameters())
     sequential = sequential_peak(net, batch, steps)
     explain(f"{net}, sequential", sequential[0][1], options.explain)
@@ -159,6 +167,7 @@ def measure_net(net: str, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ppv": list(PUBLISHED_PPV[net]),
         "stage_activation_bytes": activations,
+        "stage_saved_bytes": saved,
         "model_activation_bytes": whole,
         "weight_bytes": weights,
         "sequential_peak_bytes": sequential[0][0],
@@ -183,6 +192,7 @@ def measure_net(net: str, options: argparse.Namespace) -> dict[str, Any]:
         explain(f"{net}, {name}, {highest}", peaks[highest][0][1], options.explain)
         row: dict[str, Any] = {"peak_bytes": {how: found[0][0] for how, found in peaks.items()}}
         row |= judge(name, peaks[highest][0][0], sequential[0][0], activations, whole + weights)
+        row["of_saved"] = of_expected(judge(name, peaks[highest][0][0], sequential[0][0], saved, whole + weights))
         alone = max(found[1][0] for found in peaks.values())
         row["activations"] = {"peak_bytes": alone} | judge(name, alone, sequential[1][0], activations, whole + weights)
         result["variants"][name] = row
@@ -259,6 +269,7 @@ def main() -> None:
                     f"{row['extra_bytes'] / MIB:+.1f}",
                     f"{of_expected(row):.3f}",
                     f"{of_expected(alone):.3f}",
+                    f"{row['of_saved']:.3f}",
                     f"{row['extra_percent']:+.0f} %",
                     f"{result['published_increase_percent']} %" if name == "registers" else None,
                     f"{'yes' if row['reached'] else 'no'} / {'yes' if alone['reached'] else 'no'}",
@@ -272,6 +283,7 @@ def main() -> None:
         "extra MiB",
         "of expected",
         "activations alone",
+        "of saved",
         "increase",
         "published",
         f"within {BAR}",
