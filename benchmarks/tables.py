@@ -66,8 +66,8 @@ def shown(ratio: dict[str, float] | None) -> str:
 def memory(path: Path) -> list[str]:
     run = json.loads(path.read_text())
     lines = [
-        f"Peak memory beyond sequential training at batch {run['batch']}, in percent of activations and weights, measured "
-        "(and as a multiple of what the clock's delays foretell).",
+        f"Peak memory beyond sequential training at batch {run['batch']}, in percent of activations and weights, "
+        "measured (and as a multiple of what the clock's delays foretell).",
         "",
         "| network (PPV) | published | `registers` | `1f1b` | `1f1b`, `accumulate=4` |",
         "|---|---:|---:|---:|---:|",
