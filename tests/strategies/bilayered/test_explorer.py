@@ -15,7 +15,17 @@ import pytest
 from convoy.strategies.bilayered import ledger
 from convoy.strategies.bilayered.checks import check
 from convoy.strategies.bilayered.machine import step
-from convoy.strategies.bilayered.messages import Begin, Dead, Goal, Grant, Join, Merge, Message, Push, Refuse
+from convoy.strategies.bilayered.messages import (
+    Begin,
+    Dead,
+    Goal,
+    Grant,
+    Join,
+    Merge,
+    Message,
+    Push,
+    Refuse,
+)
 from convoy.strategies.bilayered.state import Rules, State
 
 
@@ -179,7 +189,13 @@ UPDATES = ("agwu", "agwu-mended", "sgwu", "local-sgd")
 )
 def test_two_nodes_with_a_death_and_a_return(update: str, allocation: str, batches: int, rounds: int | None) -> None:
     rules = Rules(
-        samples=4, batch_size=2, update=update, allocation=allocation, batches=batches, round=rounds, grace_seconds=0
+        samples=4,
+        batch_size=2,
+        update=update,
+        allocation=allocation,
+        batches=batches,
+        round=rounds,
+        grace_seconds=0,
     )
     visited = explore(start(rules, 2, 2, deaths=1, returns=1))
     assert visited > 100

@@ -30,7 +30,12 @@ def test_due_passes_by_hand() -> None:
     assert second == [(8, 12, 2), (12, 16, 1)]
 
 
-@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 12), st.lists(st.integers(0, 300), max_size=6))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.lists(st.integers(0, 300), max_size=6),
+)
 def test_all_ranges_together_come_to_exactly_so_many_passes(n: int, batches: int, passes: int, at: list[int]) -> None:
     assume(batches <= min(n, 2 * passes - 1))
     bounds = ledger.batch_bounds(n, batches)
@@ -47,7 +52,12 @@ def test_all_ranges_together_come_to_exactly_so_many_passes(n: int, batches: int
 
 
 def test_moving_takes_from_the_back_and_only_what_has_passes_left() -> None:
-    segments = [Segment(0, 4, 0, 2), Segment(4, 6, 0, 0), Segment(6, 8, 1, 2), Segment(8, 10, 0, 1)]
+    segments = [
+        Segment(0, 4, 0, 2),
+        Segment(4, 6, 0, 0),
+        Segment(6, 8, 1, 2),
+        Segment(8, 10, 0, 1),
+    ]
     assert ledger.move(segments, 0, 1, 3) == [
         Segment(0, 3, 0, 2),
         Segment(3, 4, 1, 2),
@@ -58,7 +68,11 @@ def test_moving_takes_from_the_back_and_only_what_has_passes_left() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 9), st.integers(-1, 2), st.integers(0, 3)), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(-1, 2), st.integers(0, 3)),
+        min_size=1,
+        max_size=8,
+    ),
     st.integers(-1, 2),
     st.integers(-1, 2),
     st.integers(0, 40),
@@ -87,7 +101,11 @@ def test_neighbours_are_joined_when_they_agree() -> None:
 
 
 def test_a_slice_is_split_without_loss() -> None:
-    assert list(ledger.split(Slice(3, 10, 20), (4, 0, 6))) == [Slice(3, 10, 14), None, Slice(3, 14, 20)]
+    assert list(ledger.split(Slice(3, 10, 20), (4, 0, 6))) == [
+        Slice(3, 10, 14),
+        None,
+        Slice(3, 14, 20),
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 7, 100])

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convoy.errors import InternalError
-from convoy.strategies.bilayered.rules import agwu, agwu_mended, idpa, idpa_mended, sgwu, sgwu_mended
+from convoy.strategies.bilayered.rules import (
+    agwu,
+    agwu_mended,
+    idpa,
+    idpa_mended,
+    sgwu,
+    sgwu_mended,
+)
 from convoy.strategies.bilayered.rules.idpa_mended import Cost
 from convoy.strategies.bilayered.rules.whole import whole
 
@@ -22,7 +29,11 @@ def test_largest_remainder_by_hand() -> None:
     # 7 * (0.5, 0.3, 0.2) = 3.5, 2.1, 1.4: the one sample left goes to the remainder 0.5
     assert whole([0.5, 0.3, 0.2], 7) == (4, 2, 1)
     assert whole([1, 1, 1], 5) == (2, 2, 1)  # of equal remainders the earlier first
-    assert whole([-3, 1, 3], 8) == (0, 2, 6)  # what is negative is clamped, the rest scaled
+    assert whole([-3, 1, 3], 8) == (
+        0,
+        2,
+        6,
+    )  # what is negative is clamped, the rest scaled
     assert whole([0, 0], 3) == (2, 1)
 
 
@@ -75,7 +86,11 @@ def test_water_filling_by_hand() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 100), st.floats(1e-3, 10), st.integers(0, 500)), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(st.floats(0, 100), st.floats(1e-3, 10), st.integers(0, 500)),
+        min_size=1,
+        max_size=6,
+    ),
     st.integers(0, 5000),
 )
 def test_water_filling_is_exact_and_level(nodes: list[tuple[float, float, int]], more: int) -> None:
@@ -133,12 +148,12 @@ def test_the_published_factors_sum_to_one(version: int, bases: list[int]) -> Non
 
 
 def test_agwu_mended_by_hand() -> None:
-    assert agwu_mended.agwu_mended(100, [100], 0) == 1
-    assert agwu_mended.agwu_mended(100, [100, 300], 1) == 0.25  # lag 1 is what two nodes have anyway
-    assert agwu_mended.agwu_mended(100, [100, 100], 4) == pytest.approx(0.5 / 2)  # 1 + 4 - 1 = 4
-    assert agwu_mended.agwu_mended(100, [100, 100], 0, 0.9, [0.9, 0.3]) == pytest.approx(0.5 * 1.5)
-    assert agwu_mended.agwu_mended(100, [100, 100], 0, 0.01, [0.01, 0.9]) == pytest.approx(0.5 * 0.5)
-    assert agwu_mended.agwu_mended(100, [100, 100], 0, 0.0, [0.0, 0.0]) == 0.5
+    assert agwu_mended.agwu_mended(100, [100], 0, 1) == 1
+    assert agwu_mended.agwu_mended(100, [100, 300], 1, 2) == 0.25  # lag 1 is what two nodes have anyway
+    assert agwu_mended.agwu_mended(100, [100, 100], 4, 2) == pytest.approx(0.5 / 2)  # 1 + 4 - 1 = 4
+    assert agwu_mended.agwu_mended(100, [100, 100], 0, 2, 0.9, [0.9, 0.3]) == pytest.approx(0.5 * 1.5)
+    assert agwu_mended.agwu_mended(100, [100, 100], 0, 2, 0.01, [0.01, 0.9]) == pytest.approx(0.5 * 0.5)
+    assert agwu_mended.agwu_mended(100, [100, 100], 0, 2, 0.0, [0.0, 0.0]) == 0.5
 
 
 @given(st.integers(0, 1000), st.integers(1, 64))
@@ -147,14 +162,17 @@ def test_attenuation_never_rises_with_the_lag(lag: int, nodes: int) -> None:
     assert agwu_mended.attenuation(nodes - 1, nodes) == 1
 
 
-@pytest.mark.parametrize(("lag", "nodes", "stale"), [(4, 1, False), (5, 1, True), (12, 3, False), (13, 3, True)])
+@pytest.mark.parametrize(
+    ("lag", "nodes", "stale"),
+    [(4, 1, False), (5, 1, True), (12, 3, False), (13, 3, True)],
+)
 def test_stale_pushes(lag: int, nodes: int, stale: bool) -> None:
     assert agwu_mended.is_stale(lag, nodes) is stale
 
 
 @given(st.lists(counts, min_size=1, max_size=8))
 def test_shares_of_the_mended_rule_sum_to_one(samples: list[int]) -> None:
-    assert math.fsum(agwu_mended.agwu_mended(n, samples, 0) for n in samples) == pytest.approx(1)
+    assert math.fsum(agwu_mended.agwu_mended(n, samples, 0, len(samples)) for n in samples) == pytest.approx(1)
 
 
 def test_sgwu_by_hand() -> None:
@@ -166,10 +184,15 @@ def test_sgwu_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(counts, st.floats(0, 1)), min_size=1, max_size=8))
-def test_synchronous_weights_sum_to_one_and_are_bounded(nodes: list[tuple[int, float]]) -> None:
+def test_synchronous_weights_sum_to_one_and_are_bounded(
+    nodes: list[tuple[int, float]],
+) -> None:
     samples, qualities = [n for n, _ in nodes], [q for _, q in nodes]
     for weights in (sgwu.sgwu(qualities), sgwu_mended.sgwu_mended(samples, qualities)):
         assert math.fsum(weights) == pytest.approx(1)
-    plain, mended = sgwu_mended.sgwu_mended(samples), sgwu_mended.sgwu_mended(samples, qualities)
+    plain, mended = (
+        sgwu_mended.sgwu_mended(samples),
+        sgwu_mended.sgwu_mended(samples, qualities),
+    )
     for a, b in zip(plain, mended, strict=True):
         assert a / 4 - 1e-12 <= b <= a * 4 + 1e-12

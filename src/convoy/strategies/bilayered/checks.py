@@ -32,7 +32,14 @@ def check(state: State) -> None:
     later = sum(
         (b - a) * n
         for batch in range(state.allotted + 1, rules.batches + 1)
-        for a, b, n in ledger.due(rules.samples, rules.batches, state.goal, batch, bounds[batch - 1], bounds[batch])
+        for a, b, n in ledger.due(
+            rules.samples,
+            rules.batches,
+            state.goal,
+            batch,
+            bounds[batch - 1],
+            bounds[batch],
+        )
     )
     if state.accepted + state.owed + later != state.total:
         raise InternalError(

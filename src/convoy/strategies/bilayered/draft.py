@@ -10,7 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from convoy.strategies.bilayered import ledger
-from convoy.strategies.bilayered.estimate import costs, increments, measured, seconds_per_sample
+from convoy.strategies.bilayered.estimate import (
+    costs,
+    increments,
+    measured,
+    seconds_per_sample,
+)
 from convoy.strategies.bilayered.ledger import FREE, Job, Segment, Slice
 from convoy.strategies.bilayered.messages import Effect, Note
 from convoy.strategies.bilayered.rules.idpa_mended import gain, water_fill
@@ -71,12 +76,24 @@ class Draft:
         have = [self.held(j) for j in live]
         sizes = increments(self.rules, self.nodes, live, have, stop - start, self.now)
         for node, size in zip(live, sizes, strict=True):
-            parts = ledger.due(self.rules.samples, self.rules.batches, self.state.goal, batch, start, start + size)
+            parts = ledger.due(
+                self.rules.samples,
+                self.rules.batches,
+                self.state.goal,
+                batch,
+                start,
+                start + size,
+            )
             self.segments += [Segment(a, b, node, left, batch) for a, b, left in parts]
             start += size
         self.segments = ledger.tidy(self.segments)
         self.put(allotted=batch)
-        self.note("allocation", "timing", batch=batch, samples=dict(zip(map(str, live), sizes, strict=True)))
+        self.note(
+            "allocation",
+            "timing",
+            batch=batch,
+            samples=dict(zip(map(str, live), sizes, strict=True)),
+        )
 
     def rehome(self) -> None:
         """Give what nobody holds to the live nodes, by the rule of allocation: whole segments' passes and slices."""
@@ -89,7 +106,11 @@ class Draft:
             sizes = increments(self.rules, self.nodes, live, have, loose, self.now)
             for node, size in zip(live, sizes, strict=True):
                 self.segments = ledger.move(self.segments, FREE, node, size)
-            self.note("reallocation", "timing", samples=dict(zip(map(str, live), sizes, strict=True)))
+            self.note(
+                "reallocation",
+                "timing",
+                samples=dict(zip(map(str, live), sizes, strict=True)),
+            )
         rates = seconds_per_sample(self.nodes, live, self.now)
         for orphan in self.orphans:
             if orphan.size < self.rules.batch_size * len(live):  # too small to be worth cutting
@@ -123,6 +144,8 @@ class Draft:
         live = [j for j in self.live if self.held(j)]
         if len(live) < 2 or not all(measured(self.nodes[j]) for j in live):
             return
+        if any(s.left == 1 for s in self.segments):  # the last passes: who is ahead seems to hold less
+            return
         fitted = costs(self.nodes, live, self.now)
         have = [self.held(j) for j in live]
         if gain([fitted[j] for j in live], have) <= WORTH:
@@ -135,19 +158,22 @@ class Draft:
                 self.segments = ledger.move(self.segments, donor, taker, count)
                 surplus[donor] -= count
                 surplus[taker] += count
-        self.note("reallocation", "timing", samples=dict(zip(map(str, live), wanted, strict=True)))
+        self.note(
+            "reallocation",
+            "timing",
+            samples=dict(zip(map(str, live), wanted, strict=True)),
+        )
 
     def take_over(self, node: int) -> None:
         """Mended, at the end of a run: an idle node takes work from the one that would be busy longest."""
         others = [j for j in self.live if j != node]
         rates = seconds_per_sample(self.nodes, [*others, node], self.now)
-        waiting = {j: sum(s.size for s in self.nodes[j].todo) for j in others}
-        later = {j: ledger.visits(self.segments, j) for j in others}
-        busy = {j: (waiting[j] + later[j]) * rates[j] for j in others}
-        donor = max(others, key=lambda j: (busy[j], -j), default=node)
-        if donor == node or busy[donor] <= 0:
+        movable = {j: sum(s.size for s in self.nodes[j].todo) + ledger.visits(self.segments, j) for j in others}
+        busy = {j: self._running(j, rates[j]) + movable[j] * rates[j] for j in others if movable[j]}
+        donor = max(busy, key=lambda j: (busy[j], -j), default=node)
+        if donor == node:
             return
-        wanted = int(busy[donor] / (rates[node] + rates[donor]))
+        wanted = min(int(busy[donor] / (rates[node] + rates[donor])), movable[donor])
         if wanted < self.rules.batch_size:
             return
         for segment in reversed([s for s in self.segments if s.owner == donor and s.left > 0]):
@@ -164,6 +190,11 @@ class Draft:
                 if given is not None:
                     self.set(node, todo=(*self.nodes[node].todo, given))
                 wanted -= count
+
+    def _running(self, node: int, rate: float) -> float:
+        """Seconds that the node's round should still take."""
+        lease = self.nodes[node].lease
+        return 0.0 if lease is None else max(0.0, lease.piece.size * rate - (self.now - lease.at))
 
     # --- passes --------------------------------------------------------------------------------------------------
 
@@ -186,7 +217,10 @@ class Draft:
         number = max(self.nodes[node].number + 1, min(s.first for s in mine))
         chosen = {s for s in mine if s.first <= number}
         job = Job(
-            self.state.next_job, number, ledger.join((s.start, s.stop) for s in chosen), sum(s.size for s in chosen)
+            self.state.next_job,
+            number,
+            ledger.join((s.start, s.stop) for s in chosen),
+            sum(s.size for s in chosen),
         )
         self.segments = ledger.tidy(replace(s, left=s.left - 1) if s in chosen else s for s in self.segments)
         self.jobs[job.id] = job
@@ -210,6 +244,15 @@ class Draft:
             self.orphans.append(dying.lease.piece)
             self.put(again=self.state.again + dying.lease.piece.size)
         self.orphans += dying.todo
-        self.set(node, live=False, lease=None, todo=(), pass_samples=0, pass_seconds=0.0, idle_at=None, quality=None)
+        self.set(
+            node,
+            live=False,
+            lease=None,
+            todo=(),
+            pass_samples=0,
+            pass_seconds=0.0,
+            idle_at=None,
+            quality=None,
+        )
         self.segments = ledger.tidy(replace(s, owner=FREE) if s.owner == node else s for s in self.segments)
         self.rehome()

@@ -41,7 +41,12 @@ def costs(nodes: Sequence[NodeState], live: Sequence[int], now: float) -> dict[i
 
 
 def increments(
-    rules: Rules, nodes: Sequence[NodeState], live: Sequence[int], have: Sequence[int], size: int, now: float
+    rules: Rules,
+    nodes: Sequence[NodeState],
+    live: Sequence[int],
+    have: Sequence[int],
+    size: int,
+    now: float,
 ) -> tuple[int, ...]:
     """How many of ``size`` further samples each live node gets, whole and exact, beside the ``have`` it holds."""
     total = size + sum(have)

@@ -114,7 +114,11 @@ def tidy(segments: Iterable[Segment]) -> list[Segment]:
     joined: list[Segment] = []
     for segment in segments:
         last = joined[-1] if joined else None
-        if last and (last.stop, last.owner, last.left) == (segment.start, segment.owner, segment.left):
+        if last and (last.stop, last.owner, last.left) == (
+            segment.start,
+            segment.owner,
+            segment.left,
+        ):
             same = last.first == segment.first or last.left == 0
             if same:
                 joined[-1] = replace(last, stop=segment.stop)

@@ -106,7 +106,10 @@ def _join(draft: Draft, message: Join) -> None:
         live=True,
         incarnation=message.incarnation,
         speed=message.speed,
-        number=max((draft.nodes[j].number - 1 for j in draft.live), default=max(known.number - 1, 0)),
+        number=max(
+            (draft.nodes[j].number - 1 for j in draft.live),
+            default=max(known.number - 1, 0),
+        ),
         steps=known.steps,
         samples=known.samples,
         pushes=known.pushes,
@@ -179,7 +182,13 @@ def _lease(draft: Draft, node: int) -> None:
         rest.insert(0, Slice(first.job, first.start + size, first.stop))
     lease = Lease(state.sequence + 1, draft.state.version, piece, state.steps, draft.now)
     _end_wait(draft, node)
-    draft.set(node, lease=lease, todo=tuple(rest), idle_at=None, steps=state.steps + -(-size // rules.batch_size))
+    draft.set(
+        node,
+        lease=lease,
+        todo=tuple(rest),
+        idle_at=None,
+        steps=state.steps + -(-size // rules.batch_size),
+    )
     _grant(draft, node)
 
 
@@ -208,7 +217,11 @@ def _grant(draft: Draft, node: int) -> None:
 def _end_wait(draft: Draft, node: int) -> None:
     state = draft.nodes[node]
     if state.idle_at is not None:
-        draft.set(node, waited=state.waited + max(0.0, draft.now - state.idle_at), idle_at=draft.now)
+        draft.set(
+            node,
+            waited=state.waited + max(0.0, draft.now - state.idle_at),
+            idle_at=draft.now,
+        )
 
 
 # --- pushes ------------------------------------------------------------------------------------------------------
@@ -251,13 +264,19 @@ def _push(draft: Draft, push: Push) -> None:
     if not push.finite:
         reason = "not finite"
         draft.put(not_finite=draft.state.not_finite + 1)
-    elif draft.rules.update == "agwu-mended" and is_stale(lag, len(working)):
+    elif draft.rules.update == "agwu-mended" and is_stale(lag, len(draft.live)):
         reason = "stale"
         draft.put(stale=draft.state.stale + 1)
     if reason is not None:
         draft.put(again=draft.state.again + size)
         draft.set(node, todo=(lease.piece, *draft.nodes[node].todo), refused=known.refused + 1)
-        draft.note("refused", "timing" if reason == "stale" else "data", node=node, sequence=sequence, why=reason)
+        draft.note(
+            "refused",
+            "timing" if reason == "stale" else "data",
+            node=node,
+            sequence=sequence,
+            why=reason,
+        )
         draft.effects.append(Refuse(node, incarnation, sequence, reason))
     elif draft.rules.synchronous:
         draft.received.append(Received(node, incarnation, sequence, lease.base, lease.piece, push.quality))
@@ -277,7 +296,7 @@ def _merge_now(draft: Draft, push: Push, lease: Lease, working: list[int]) -> No
     else:
         sizes = [other.piece.size for other in leases if other is not None]
         qualities = [q for j in draft.live if (q := draft.nodes[j].quality) is not None]
-        weight = agwu_mended(size, sizes, version - 1 - lease.base, push.quality, qualities)
+        weight = agwu_mended(size, sizes, version - 1 - lease.base, len(draft.live), push.quality, qualities)
     how = "assign" if weight == 1 and lease.base == version - 1 else "add"
     part = Part(push.node, push.incarnation, push.sequence, lease.base, weight, size)
     draft.put(version=version)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 LIMIT = 4
-"""A push with a lag of more than so many times the working nodes is refused."""
+"""A push with a lag of more than so many times the live nodes is refused."""
 
 
 def attenuation(lag: int, nodes: int) -> float:
@@ -31,13 +31,15 @@ def agwu_mended(
     samples: int,
     all_samples: Sequence[int],
     lag: int,
+    nodes: int,
     quality: float | None = None,
     qualities: Sequence[float] = (),
 ) -> float:
     """The factor of the node's delta, p_j·q_j·s(τ), with p_j = n_j/Σn over the working nodes.
 
     ``samples``: of the pushed round; ``all_samples``: of every working node's round, the pushing one's included;
-    ``lag``: pushes merged since the node's base; ``qualities``: the newest of every node.
+    ``lag``: pushes merged since the node's base; ``nodes``: live ones, also those without work; ``qualities``: the
+    newest of every node.
     """
     share = samples / sum(all_samples)
-    return share * bounded_quality(quality, qualities) * attenuation(lag, len(all_samples))
+    return share * bounded_quality(quality, qualities) * attenuation(lag, nodes)
