@@ -1,0 +1,201 @@
+"""From the numbers of a comparison to sentences. Pure: the same comparison, the same words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from convoy.comparison.comparison import Comparison, Outcome
+from convoy.comparison.statistics import interval, outliers, ratio
+
+_BUSY_CORES = 0.5  # that others use and a comparison is spoilt by
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """``rows`` under ``head``: a line per strategy. ``target``: an accuracy (share), None where none was reached."""
+
+    target: float | None
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def findings(comparison: Comparison) -> Findings:
+    """Times per epoch and to the target, accuracies, and how sure each difference is. The first strategy is the one
+    that the others are compared with."""
+    target = comparison.target if comparison.target is not None else common_target(comparison)
+    sentences: list[str] = []
+    reference, *others = comparison.strategies
+    for other in others:
+        sentences += _against(comparison, other, reference, target)
+    return Findings(
+        target=target,
+        head=("strategy", "runs", "s per epoch", "samples/s", "last accuracy", "best", _to(target)),
+        rows=tuple(_row(comparison, label, target) for label in comparison.strategies),
+        sentences=tuple(sentences),
+        warnings=tuple(warnings(comparison)),
+    )
+
+
+def common_target(comparison: Comparison) -> float | None:
+    """The highest whole percent of validation accuracy that every run reached."""
+    best = [o.best_accuracy() for label in comparison.strategies for o in comparison.of(label)]
+    known = [value for value in best if value is not None]
+    if not known or len(known) < len(best):
+        return None
+    # A hair is added since 0.97 may be held as 0.9699999.
+    target = math.floor(min(known) * 100 + 1e-9) / 100
+    return target if target > 0 else None
+
+
+def epoch_seconds(outcome: Outcome) -> list[float]:
+    """Without the first epoch, in which cuts are measured, where there are others."""
+    seconds = [record.seconds for record in outcome.epochs]
+    return seconds[1:] if len(seconds) > 1 else seconds
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What makes the numbers less sure than they look."""
+    found = [f"{o.strategy} with seed {o.seed} failed: {o.error}" for o in comparison.failed]
+    if not comparison.finished:
+        missing = [o for o in comparison.outcomes if o.status == "unfinished"]
+        found.append(f"the comparison is not finished: {max(len(missing), 1)} of its runs are not")
+    for outcome in comparison.outcomes:
+        seconds = epoch_seconds(outcome)
+        offset = len(outcome.epochs) - len(seconds)
+        for place in outliers(seconds):
+            times = seconds[place] / statistics.median(seconds)
+            epoch = outcome.epochs[place + offset].epoch
+            found.append(
+                f"epoch {epoch} of {outcome.strategy} with seed {outcome.seed} took {times:.1f} times the median: "
+                "something else may have run"
+            )
+    loads = [turn.other_cores for turn in comparison.turns if turn.other_cores is not None]
+    busy = [load for load in loads if load > _BUSY_CORES]
+    if busy:
+        found.append(
+            f"other programs kept more than {_BUSY_CORES:g} cores busy in {len(busy)} of {len(loads)} turns "
+            f"({max(busy):.1f} at most): repeat it on a quiet machine"
+        )
+    if len(comparison.seeds) < 2:
+        found.append("one seed: differences in accuracy, and in the time to reach it, are seen once")
+    return found
+
+
+def _against(comparison: Comparison, label: str, reference: str, target: float | None) -> list[str]:
+    """What ``label`` is beside ``reference``, over the seeds that both have."""
+    theirs = {o.seed: o for o in comparison.of(reference)}
+    pairs = [(o, theirs[o.seed]) for o in comparison.of(label) if o.seed in theirs]
+    if not pairs:
+        return [f"{label} cannot be compared with {reference}: no seed of which both have an epoch"]
+    out = []
+    if target is not None:
+        out += _times_to(pairs, label, reference, target)
+    epochs = [pair for a, b in pairs for pair in zip(epoch_seconds(a), epoch_seconds(b), strict=False) if min(pair) > 0]
+    if epochs:
+        pairs_of = "pair" if len(epochs) == 1 else "pairs"
+        out.append(
+            f"An epoch of {label} took {_times(epochs)} of the time of one of {reference} "
+            f"({len(epochs)} {pairs_of} of epochs)"
+        )
+    out += _accuracy(pairs, label, reference)
+    return out
+
+
+def _times_to(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: str, target: float) -> list[str]:
+    reached = [(a.seconds_to(target), b.seconds_to(target)) for a, b in pairs]
+    both = [(a, b) for a, b in reached if a is not None and b is not None and a > 0 and b > 0]
+    goal = _percent(target)
+    if len(both) < len(pairs):
+        misses = [name for name, which in ((label, 0), (reference, 1)) if any(pair[which] is None for pair in reached)]
+        seeds = f"{len(both)} of {len(pairs)} seeds" if both else "no seed"
+        return [f"{' and '.join(misses)} did not always reach {goal}: both did with {seeds}"]
+    return [f"{label} reached {goal} in {_times(both)} of the time of {reference} ({_seeds(len(both))})"]
+
+
+def _accuracy(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: str) -> list[str]:
+    differences = [
+        (x - y) * 100 for a, b in pairs if (x := a.last_accuracy()) is not None and (y := b.last_accuracy()) is not None
+    ]
+    if not differences:
+        return []
+    mean, half = interval(differences)
+    if half is not None and abs(mean) <= half:
+        return [
+            f"The last accuracies of {label} and {reference} are not separated: "
+            f"{mean:+.2f} ± {half:.2f} percentage points ({_seeds(len(differences))})"
+        ]
+    way = "more" if mean >= 0 else "less"
+    return [
+        f"{label} ended with {_plus_minus(abs(mean), half, 2)} percentage points {way} accuracy than {reference} "
+        f"({_seeds(len(differences))})"
+    ]
+
+
+def _row(comparison: Comparison, label: str, target: float | None) -> tuple[str, ...]:
+    outcomes = comparison.of(label)
+    wanted = len(comparison.seeds)
+    seconds = [value for outcome in outcomes for value in epoch_seconds(outcome)]
+    speeds = [record.samples_per_second for o in outcomes for record in (o.epochs[1:] or o.epochs)]
+    last = [v for o in outcomes if (v := o.last_accuracy()) is not None]
+    best = [v for o in outcomes if (v := o.best_accuracy()) is not None]
+    to = [o.seconds_to(target) for o in outcomes] if target is not None else []
+    return (
+        label,
+        f"{len(outcomes)}/{wanted}",
+        f"{statistics.median(seconds):.3g}" if seconds else "–",
+        f"{statistics.median(speeds):.0f}" if speeds else "–",
+        _mean_percent(last),
+        _mean_percent(best),
+        _mean_seconds(to),
+    )
+
+
+def _mean_percent(shares: Sequence[float]) -> str:
+    if not shares:
+        return "–"
+    mean, half = interval([share * 100 for share in shares])
+    return _plus_minus(mean, half, 2) + " %"
+
+
+def _mean_seconds(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return "–"
+    mean, half = interval(known)
+    return _plus_minus(mean, half, 1)
+
+
+def _times(pairs: Sequence[tuple[float, float]]) -> str:
+    """``0.61 ± 0.03``; an interval that is far from symmetrical is written out."""
+    mean, bounds = ratio(pairs)
+    if bounds is None:
+        return f"{mean:.2f}"
+    low, high = bounds
+    if high > 1.5 * mean:
+        return f"{mean:.2f} (95 % interval {low:.2g} to {high:.2g})"
+    return f"{mean:.2f} ± {(high - low) / 2:.2f}"
+
+
+def _plus_minus(mean: float, half: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _to(target: float | None) -> str:
+    return "s to target" if target is None else f"s to {_percent(target)}"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.4g} %"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"

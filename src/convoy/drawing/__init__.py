@@ -1,0 +1,1 @@
+"""Data to SVG and HTML text: pure functions, plain Python. Reports and notebooks draw with them."""
