@@ -122,9 +122,9 @@ class TrainConfig(BaseModel):
     ppv: Numbers | None = _option("Strategy", "Instead: the layers after which to cut.", of=_PIPELINED, value="N,…")
     placement: str | None = _option(
         "Strategy",
-        "A worker per stage, or one for its forward and one for its backward passes.",
-        of=_PIPELINED,
-        value="colocated|split",
+        "A worker per stage, or one for either pass. Concurrent: who does a task, by costs or by its kind alone.",
+        of=f"{_PIPELINED} concurrent",
+        value="colocated|split, planned|kind",
     )
     clock: str | None = _option(
         "Strategy",
@@ -148,8 +148,11 @@ class TrainConfig(BaseModel):
     engine: str | None = _option(
         "Strategy",
         "What runs the workers; inline: all in one thread, the oracle. streams and ray: pipelines only.",
-        of=f"{_PIPELINED} {_SPECULATIVE}",
+        of=f"{_PIPELINED} {_SPECULATIVE} concurrent",
         value="auto|inline|threads|streams|ray",
+    )
+    groups: Count | None = _option(
+        "Strategy", "Groups of output channels a layer goes in. By default from costs.", of="concurrent", value="N"
     )
     form: str | None = _option(
         "Strategy",

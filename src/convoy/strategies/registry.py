@@ -17,6 +17,7 @@ STRATEGIES = {
     "pipelined": "convoy.strategies.pipelined:Pipelined",
     "hybrid": "convoy.strategies.hybrid:Hybrid",
     "speculative": "convoy.strategies.speculative:Speculative",
+    "concurrent": "convoy.strategies.concurrent:Concurrent",
 }
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convoy.graph.graph import Graph
+from convoy.schedule.plan import Plan
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.precision import autocast_of
 from convoy.strategies.tasks.fuse import fuse, separate
@@ -29,7 +30,7 @@ class Built:
     """What runs batches of one number of tiles. ``runs``: how many it ran."""
 
     program: TaskProgram
-    plan: TaskPlan
+    plan: Plan
     runs: int = 0
 
 

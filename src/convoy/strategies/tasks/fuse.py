@@ -8,7 +8,7 @@ not wait for anyway, so that the fused task can start as early as before, and no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from convoy.strategies.tasks.ops import Op, Task
 
@@ -21,8 +21,8 @@ def separate(ops: Sequence[Op]) -> list[Task]:
     return [Task(op.kind, op.subject, [op]) for op in ops]
 
 
-def fuse(ops: Sequence[Op]) -> list[Task]:
-    """Tasks in program order."""
+def fuse(ops: Sequence[Op], apart: Callable[[Op], Hashable] = lambda _: None) -> list[Task]:
+    """Tasks in program order. Operations for which ``apart`` gives different values stay in different tasks."""
     groups: list[list[Op]] = []
     maker: dict[str, int] = {}  # value → its task
     before: list[set[int]] = []  # tasks on which a task depends
@@ -32,7 +32,8 @@ def fuse(ops: Sequence[Op]) -> list[Task]:
         needed = {maker[read.value] for read in op.reads if read.value in maker}
         place = None
         if all(movers[state] == 1 for state in op.moves):  # several writers of a state keep their order
-            place = _task_for(op, needed, groups, maker, before, heavy)
+            alike = {n for n in needed if apart(groups[n][0]) == apart(op)}
+            place = _task_for(op, needed, alike, groups, maker, before, heavy)
         if place is None:
             place = len(groups)
             groups.append([])
@@ -62,6 +63,7 @@ def _overwrite(group: Sequence[Op], readers: Counter[str]) -> None:
 def _task_for(
     op: Op,
     needed: set[int],
+    alike: set[int],
     groups: Sequence[list[Op]],
     maker: dict[str, int],
     before: Sequence[set[int]],
@@ -70,7 +72,7 @@ def _task_for(
     sort = _SORTS.get(op.kind)
     for read in reversed(op.reads):
         place = maker.get(read.value)
-        if place is None or read.how != "tile" or sort is None:
+        if place is None or place not in alike or read.how != "tile" or sort is None:
             continue
         first = groups[place][0]
         if _SORTS.get(first.kind) != sort or first.partition != op.partition:

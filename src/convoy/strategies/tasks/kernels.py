@@ -100,6 +100,8 @@ def overwriting_input_grad(unit: Unit) -> dict[int, Run]:
         (_, _, saved), grad = args
         if grad is None:
             return (None,)
+        if grad.stride() != saved.tensors[0].stride():  # new memory would be laid out otherwise, and later sums with it
+            return input_grad(unit, (0,))(frame, tile, args)
         return (torch.ops.aten.threshold_backward.grad_input(grad, saved.tensors[0], 0, grad_input=grad),)
 
     return {1: relu} if unit.rule.rule.kind == "relu" else {}

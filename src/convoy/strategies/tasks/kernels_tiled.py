@@ -47,12 +47,12 @@ def forward_from_own(unit: Unit, partition: Partition, channels: int) -> Run:
     rule, options, parameters = unit.rule.rule, unit.rule.options, unit.rule.parameters
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-        own = parameters
+        part, own = options, parameters
         if parameters:
             nothing = args[0].new_empty((0, channels, 0, 0))
-            _, own, _ = rule.narrow_forward(options, parameters, (nothing,), *partition.bounds(channels, tile))
-        y, saved = rule.forward(options, own, args)
-        return y, (options, own, saved)
+            part, own, _ = rule.narrow_forward(options, parameters, (nothing,), *partition.bounds(channels, tile))
+        y, saved = rule.forward(part, own, args)
+        return y, (part, own, saved)
 
     return run
 

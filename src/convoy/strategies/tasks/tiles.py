@@ -8,7 +8,7 @@ channels follows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -97,11 +97,11 @@ def _partition(
     sliced = any(cut.axis == "samples" for cut in before)
     work = estimate(unit, specs)
     if work.forward < TINY_SECONDS and not sliced:
-        channelwise = before[0].axis == "channels" and _keeps_channels(unit, inputs, output)
+        channelwise = before[0].axis == "channels" and keeps_channels(unit, inputs, output)
         return before[0] if channelwise else WHOLE
     if _weights_outweigh(unit, inputs[0], output, count):
         return Partition("channels", count)
-    if before[0].axis == "channels" and _keeps_channels(unit, inputs, output):
+    if before[0].axis == "channels" and keeps_channels(unit, inputs, output):
         return before[0]
     return Partition("samples", count) if _sliceable(unit, inputs, output, batch) else WHOLE
 
@@ -118,7 +118,8 @@ def _weights_outweigh(unit: Unit, image: TensorSpec, output: TensorSpec, count: 
     return count * weights > count * image.bytes + output.bytes
 
 
-def _keeps_channels(unit: Unit, inputs: list[TensorSpec], output: TensorSpec) -> bool:
+def keeps_channels(unit: Unit, inputs: Sequence[TensorSpec], output: TensorSpec) -> bool:
+    """Whether channel c of everything in ``unit`` comes from channel c alone."""
     tiling = unit.rule.tiling
     if unit.rule.rule.kind not in _CHANNELWISE or tiling.forward != "own" or tiling.input_grad != "own":
         return False

@@ -1,0 +1,162 @@
+"""From a captured model to tasks of two sorts, what each of them takes, and the plan."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from convoy.engines.program import Store
+from convoy.graph.capture import capture
+from convoy.graph.timed_pass import intra_op_threads
+from convoy.strategies.batch import arguments, batch_size
+from convoy.strategies.concurrent.groups import groups, phase_of, sort_of
+from convoy.strategies.concurrent.plan import ConcurrentPlan, Considered, planned
+from convoy.strategies.concurrent.schedule import CONV, NONCONV, Sort, Work, arrange, bounds
+from convoy.strategies.pipelined.optimizer import snapshot
+from convoy.strategies.precision import autocast_of
+from convoy.strategies.tasks.build import UPDATE_ELEMENTS, Bound
+from convoy.strategies.tasks.fuse import fuse
+from convoy.strategies.tasks.lower import Lowering, lower
+from convoy.strategies.tasks.ops import WHOLE, Frame, Op, Partition, Task
+from convoy.strategies.tasks.program import TaskProgram
+from convoy.strategies.tasks.update import Updates
+
+CANDIDATES = (1, 2, 4)
+REPEATS = 3
+BUDGET_SECONDS = 5.0
+"""For the passes after the first, per number of groups."""
+WORTHWHILE = 0.98
+"""More groups are taken where they should need at most so much of the time: predictions are not finer than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The program of a step with so many groups, its tasks as the program's schedule has them, and the cuts."""
+
+    program: TaskProgram
+    tasks: tuple[Task, ...]
+    cuts: Mapping[str, Partition]
+
+
+def grouped(bound: Bound, count: int) -> Grouped:
+    """Lowered, fused within each sort of work, and compiled."""
+    units, settings = bound.units, bound.settings
+    by_name = {unit.name: unit for unit in units.units}
+    cuts = groups(units, count)
+    how = Lowering(
+        loss=bound.loss,
+        updates=Updates(bound.optimizer, bound.model, settings.clip),
+        partitions=cuts,
+        update_elements=UPDATE_ELEMENTS,
+        seed=settings.seed,
+        autocast=autocast_of(settings),
+    )
+    lowered = lower(units, how)
+
+    def sort(op: Op) -> str:
+        return sort_of(op.kind, by_name.get(op.subject))
+
+    tasks = fuse(lowered.ops, sort)
+    inputs = [f"y.{node.name}" for node in bound.graph.nodes if node.kind == "input"]
+    return Grouped(TaskProgram(lowered, tasks, inputs), tuple(tasks), cuts)
+
+
+def work_of(made: Grouped, bound: Bound, seconds: Sequence[float], placement: str) -> list[Work]:
+    """The program's actions with the seconds of each, by place; by kind each has one lane, else either."""
+    by_name = {unit.name: unit for unit in bound.units.units}
+    ops = [None, *(task.ops[0] for task in made.tasks for _ in range(task.partition.count))]
+    found = []
+    for (_, action), op, spent in zip(made.program.recurring.entries, ops, seconds, strict=True):
+        if op is None:
+            found.append(Work(action, NONCONV, "forward"))
+            continue
+        sort = sort_of(op.kind, by_name.get(op.subject))
+        lanes: tuple[Sort, ...] = (sort,) if placement == "kind" else (CONV, NONCONV)
+        found.append(Work(action, sort, phase_of(action), dict.fromkeys(lanes, spent)))
+    return found
+
+
+def estimated(made: Grouped) -> list[float]:
+    """Seconds by operations and bytes, where nothing may be measured."""
+    found = [0.0]
+    for task in made.tasks:
+        count = task.partition.count
+        found += [max(sum(op.seconds for op in task.ops) / count, 1e-6)] * count
+    return found
+
+
+def measured(bound: Bound, count: int, x: Any, y: Any) -> list[float]:
+    """Seconds of each action of a step with ``count`` groups, alone in one thread: the least of a few passes on a copy
+    of the model. A copy of plain SGD stands for the optimizer, whose own state is nobody's to try things with."""
+    model = copy.deepcopy(bound.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    graph = capture(model, *arguments(x))
+    scratch = Bound.of(graph, model, bound.loss, optimizer, bound.settings, bound.workers)
+    program = grouped(scratch, count).program
+    least = [float("inf")] * len(program.recurring.entries)
+    cuda = torch.device(bound.settings.device).type == "cuda"
+    store = Store()
+    with torch.random.fork_rng(devices=[bound.settings.device] if cuda else []), intra_op_threads(1):
+        began = 0.0
+        for number in range(1 + REPEATS):
+            if number == 1:
+                began = time.perf_counter()
+            elif number > 1 and (time.perf_counter() - began) * number / (number - 1) > BUDGET_SECONDS:
+                break
+            optimizer.zero_grad(set_to_none=True)
+            program.begin(Frame(number, [], graph.bind(*arguments(x)), y, snapshot(optimizer), batch_size(x)))
+            for place, (_, action) in enumerate(program.recurring.at(number, {})):
+                start = time.perf_counter()
+                program.run(action, store)
+                if cuda:
+                    torch.cuda.synchronize(bound.settings.device)
+                spent = time.perf_counter() - start
+                least[place] = spent if number < 2 else min(least[place], spent)  # the first pass only warms up
+            program.end(number)
+    return least
+
+
+def plan_for(
+    bound: Bound, x: Any, y: Any, *, count: int | None, placement: str, threads: tuple[int, int], measuring: bool
+) -> tuple[ConcurrentPlan, TaskProgram]:
+    """The plan and its program. ``count`` None: the number of groups that should be fastest."""
+    options: list[tuple[Considered, list[float], Grouped]] = []
+    for candidate in CANDIDATES if count is None else (count,):
+        made = grouped(bound, candidate)
+        if options and made.cuts == options[-1][2].cuts:
+            break  # no layer is wide enough for more
+        seconds = measured(bound, candidate, x, y) if measuring else estimated(made)
+        work = work_of(made, bound, seconds, placement)
+        considered = Considered(candidate, bounds(work).serial, arrange(work).finish)
+        options.append((considered, seconds, made))
+        if all(cut == WHOLE for cut in made.cuts.values()) and candidate > 1:
+            break
+    best = options[0]
+    for option in options[1:]:
+        if option[0].predicted_seconds < WORTHWHILE * best[0].predicted_seconds:
+            best = option
+    considered, seconds, made = best
+    work = work_of(made, bound, seconds, placement)
+    layout = arrange(work)
+    plan = planned(
+        work,
+        layout,
+        model=bound.graph.model_name,
+        batch_size=bound.graph.batch_size,
+        groups=considered.groups,
+        placement=placement,
+        threads=threads,
+        considered=[option for option, _, _ in options],
+        whole=[name for name, cut in made.cuts.items() if cut == WHOLE] if considered.groups > 1 else [],
+        without_rule=bound.units.without_rule,
+        notes=bound.graph.notes,
+    )
+    if not measuring:
+        plan = replace(plan, notes=(*plan.notes, "costs are estimated from operations and bytes, not measured"))
+    made.program.recurring = plan.recurring()
+    return plan, made.program
