@@ -160,9 +160,9 @@ class TrainConfig(BaseModel):
         of=_SPECULATIVE,
         value="faithful|cut",
     )
-    cut: str | None = _option(
+    cut: Annotated[int | str, BeforeValidator(_number)] | None = _option(
         "Strategy",
-        "The module that begins the upper part, or the layer after which to cut; faithful: true outcomes from here down.",
+        "The module that begins the upper part, or the layer before it; faithful: where true outcomes begin.",
         of=_SPECULATIVE,
         value="NAME|N",
     )

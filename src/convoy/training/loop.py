@@ -230,6 +230,7 @@ class Loop:
                 "samples": entered.samples,
                 "lr": entered.lr,
                 "in_flight": len(self._entered),
+                **getattr(result, "measures", {}),
             }
             self.bus.emit("step", "step", data, batch=result.batch, start=entered.time)
             self._record_whole_epochs()

@@ -15,18 +15,19 @@ from convoy.schedule.action import Action
 from convoy.strategies.speculative import Speculative
 
 CUT = ["label-last", "label-mean", "error-scaled", "per-sample", "linear", "network", "zero", "unbiased:label-mean:0.4"]
+CHOICES = [*(("cut", name) for name in CUT), *(("faithful", name) for name in CUT[:2]), ("faithful", "label-last")]
 
 
-@hypothesis_settings(max_examples=12, deadline=None)
+@hypothesis_settings(max_examples=16, deadline=None)
 @given(
     net=st.sampled_from(["plain", "skip"]),
-    predictor=st.sampled_from(CUT),
+    choice=st.sampled_from(CHOICES),
     threshold=st.sampled_from([0.0, 0.9, 1.1, float("inf")]),
     controller=st.sampled_from(["always:3", "auto:0.2,0.1,2"]),
     clip=st.sampled_from([None, 0.5]),
     delays=st.lists(st.integers(0, 3), min_size=7, max_size=7),
 )
-def test_random_delays(train: Any, images: Any, net: str, predictor: str, threshold: float, controller: str,
+def test_random_delays(train: Any, images: Any, net: str, choice: tuple[str, str], threshold: float, controller: str,
                        clip: float | None, delays: list[int]) -> None:  # fmt: skip
     def disturb(lane: str, action: Action) -> None:
         milliseconds = delays[(len(action.subject) + ord(action.kind) + action.batch + len(lane)) % 7]
@@ -35,7 +36,7 @@ def test_random_delays(train: Any, images: Any, net: str, predictor: str, thresh
 
     data = images((6, 5, 6, 6, 4))
     fields: dict[str, Any] = {
-        "predictor": predictor, "threshold": threshold, "warmup": 1, "controller": controller,
+        "form": choice[0], "predictor": choice[1], "threshold": threshold, "warmup": 1, "controller": controller,
     }  # fmt: skip
     one = train(Speculative(engine="inline", **fields), net, data, threads=2, clip=clip)
     two = train(Speculative(engine="threads", **fields), net, data, threads=2, clip=clip, disturb=disturb)

@@ -20,8 +20,17 @@ PREDICTORS = [
 @pytest.mark.parametrize("net", ["plain", "skip"])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_a_threshold_of_zero(train: Any, images: Any, net: str, predictor: str) -> None:
-    data = images(SIZES)
-    strategy = Speculative(predictor=predictor, threshold=0, warmup=1, controller="always:3")
+    _exact(train, images(SIZES), net, Speculative(predictor=predictor, threshold=0, warmup=1, controller="always:3"))
+
+
+@pytest.mark.parametrize("net", ["plain", "skip"])
+@pytest.mark.parametrize("predictor", ["label-last", "label-mean"])
+def test_the_faithful_form_at_a_threshold_of_zero(train: Any, images: Any, net: str, predictor: str) -> None:
+    fields: dict[str, Any] = {"form": "faithful", "predictor": predictor}
+    _exact(train, images(SIZES), net, Speculative(threshold=0, warmup=1, controller="always:3", **fields))
+
+
+def _exact(train: Any, data: Any, net: str, strategy: Speculative) -> None:
     expected, got = train(Sequential(), net, data), train(strategy, net, data)
     assert got.losses == expected.losses
     assert got.differs(expected) == []
@@ -61,7 +70,7 @@ def test_only_the_lower_part_is_speculated(train: Any, images: Any) -> None:
     """After one speculated mini-batch, the weights above the cut are those of exact training."""
     data = images((6, 6))
     exact = train(Sequential(), "plain", data)
-    strategy = Speculative(cut="5", threshold=float("inf"), warmup=1, controller="always")
+    strategy = Speculative(cut=5, threshold=float("inf"), warmup=1, controller="always")
     with pytest.raises(Exception, match="no cut after layer 5"):
         train(strategy, "plain", data)
     got = train(Speculative(cut=2, threshold=float("inf"), warmup=1, controller="always"), "plain", data)

@@ -93,6 +93,12 @@ class BatchNorm(Channelwise[BatchNormOptions]):
         x, *statistics = saved.tensors
         return Saved((x[lo:hi], *statistics), saved.facts)
 
+    def select_samples(self, options: BatchNormOptions, saved: Saved, index: Tensor) -> Saved:
+        if options.batch_statistics:
+            return super().select_samples(options, saved, index)  # refuses
+        x, *statistics = saved.tensors
+        return Saved((x[index], *statistics), saved.facts)
+
     def narrow_forward(
         self, options: BatchNormOptions, parameters: Parameters, inputs: Sequence[Tensor], lo: int, hi: int
     ) -> tuple[BatchNormOptions, Parameters, Sequence[Tensor]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convoy.graph.graph import Graph
@@ -15,13 +15,22 @@ from convoy.strategies.base import Loss, Settings
 from convoy.strategies.precision import autocast_of
 from convoy.strategies.speculative.controller import Mode
 from convoy.strategies.speculative.cut import cut_part, make_predictor
+from convoy.strategies.speculative.faithful import (
+    faithful_part,
+    faithful_region,
+    make_memory,
+    outcomes_of,
+    true_from,
+)
 from convoy.strategies.speculative.forecast import makespan
 from convoy.strategies.speculative.kernels import coupled
 from convoy.strategies.speculative.lower import How, Part, lower
+from convoy.strategies.speculative.outcomes import OutcomeMemory
 from convoy.strategies.speculative.plan import Saving, SpeculativePlan
-from convoy.strategies.speculative.predictors import Predictor
+from convoy.strategies.speculative.predictors import LabelMean, Predictor
 from convoy.strategies.speculative.region import Flops, Region, cut_region, unit_flops
 from convoy.strategies.speculative.strategy import Speculative
+from convoy.strategies.speculative.templates import templates
 from convoy.strategies.tasks.ops import Task
 from convoy.strategies.tasks.program import TaskProgram
 from convoy.strategies.tasks.units import Unit, Units, units_of
@@ -77,24 +86,52 @@ class Programs:
 
 def prepare(
     strategy: Speculative, graph: Graph, model: nn.Module, loss: Loss, optimizer: Optimizer, settings: Settings,
-    kept: Remembered | None,
+    kept: Remembered | None, inputs: Mapping[str, Tensor],
 ) -> Prepared:  # fmt: skip
-    """``kept``: what was remembered so far by a step whose model has changed its mode since."""
+    """``kept``: what was remembered so far by a step whose model has changed its mode since. ``inputs``: a batch, for
+    its sizes."""
     units = units_of(graph, torch.bfloat16 if settings.precision == "bfloat16" else None)
-    region = cut_region(units, strategy.cut)
-    choice = strategy.choice
-    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed)
-    predictor = predictor if kept is None else cast(Predictor, kept)
-    part = cut_part(units, region, predictor, choice, strategy.limit, settings.seed, settings.channels_last)
     flops = unit_flops(units)
+    formed = _cut(strategy, units, settings, kept) if strategy.form == "cut" else _faithful(
+        strategy, units, settings, kept, flops, inputs
+    )  # fmt: skip
 
     def seconds(kind: str, unit: Unit, share: float) -> float:
         return flops[unit.name]["FIG".index(kind)] * share / _FLOPS_PER_SECOND
 
     updates = Updates(optimizer, model, settings.clip)
     how = How(loss, updates, settings.seed, autocast_of(settings), seconds)
-    size = choice.kind.bytes(predictor.room)
-    return Prepared(units, region, part, how, predictor, flops, size)
+    return Prepared(units, formed.region, formed.part, how, formed.remembered, flops, formed.memory_bytes)
+
+
+@dataclass(frozen=True)
+class _Formed:
+    region: Region
+    part: Part
+    remembered: Remembered
+    memory_bytes: int
+
+
+def _cut(strategy: Speculative, units: Units, settings: Settings, kept: Remembered | None) -> _Formed:
+    region, choice = cut_region(units, strategy.cut), strategy.choice
+    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed)
+    predictor = predictor if kept is None else cast(Predictor, kept)
+    part = cut_part(units, region, predictor, choice, strategy.limit, settings.seed, settings.channels_last)
+    return _Formed(region, part, predictor, choice.kind.bytes(predictor.room))
+
+
+def _faithful(
+    strategy: Speculative, units: Units, settings: Settings, kept: Remembered | None, flops: Flops,
+    inputs: Mapping[str, Tensor],
+) -> _Formed:  # fmt: skip
+    region, mean = faithful_region(units), strategy.choice.kind is LabelMean
+    where, names = true_from(units, flops, strategy.cut)
+    remembers = outcomes_of(units, names, mean)
+    memory = make_memory(units, remembers, mean, strategy.memory)
+    memory = memory if kept is None else cast(OutcomeMemory, kept)
+    made = templates(units, inputs)
+    part = faithful_part(units, region, names, memory, made, strategy.limit, settings.seed)
+    return _Formed(replace(region, cut=where), part, memory, OutcomeMemory.bytes(remembers, memory.classes))
 
 
 def program(prepared: Prepared, mode: Mode) -> TaskProgram:

@@ -195,8 +195,9 @@ class SpeculativeStep:
             self._form = form
             self._stop()
             prepared = prepare(
-                self._strategy, self._graph, self._model, self._loss, self._optimizer, self._settings, self._remembered
-            )
+                self._strategy, self._graph, self._model, self._loss, self._optimizer, self._settings,
+                self._remembered, self._graph.bind(*arguments(x)),
+            )  # fmt: skip
             self._remembered, self._programs = prepared.remembered, Programs(prepared)
             if self._restored is not None:
                 _restore_memory(self._remembered, self._restored)

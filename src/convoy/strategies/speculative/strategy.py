@@ -18,7 +18,7 @@ from convoy.strategies.speculative.registry import Choice
 if TYPE_CHECKING:
     from convoy.strategies.speculative.step import SpeculativeStep
 
-FORMS = ("cut",)
+FORMS = ("cut", "faithful")
 ENGINES = ("auto", "inline", "threads")
 DEFAULTS = {"cut": ("label-mean", 0.5), "faithful": ("label-last", 0.25)}
 
@@ -54,8 +54,6 @@ class Speculative(Strategy):
     def __post_init__(self) -> None:
         _one_of("form", self.form, FORMS)
         _one_of("engine", self.engine, ENGINES)
-        if isinstance(self.cut, str) and self.cut.isdecimal():
-            object.__setattr__(self, "cut", int(self.cut))
         predictor, threshold = DEFAULTS[self.form]
         if self.predictor is None:
             object.__setattr__(self, "predictor", predictor)

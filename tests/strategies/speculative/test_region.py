@@ -1,0 +1,121 @@
+"""Where to cut: balanced by operations, by name, by layer; and what is refused, with the next step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convoy.errors import ModelError, OptionError
+from convoy.graph.capture import capture
+from convoy.models import build
+from convoy.strategies.speculative import Speculative
+from convoy.strategies.speculative.faithful import true_from
+from convoy.strategies.speculative.forecast import makespan
+from convoy.strategies.speculative.region import cut_region, unit_flops
+from convoy.strategies.tasks.units import Units, units_of
+
+
+def units(model: nn.Module, size: int = 32) -> Units:
+    return units_of(capture(model, (torch.randn(4, 3, size, size),)))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_the_balanced_cut_is_next_to_half_of_the_operations(name: str) -> None:
+    found = units(build(name, seed=0))
+    flops, region = unit_flops(found), cut_region(found, None)
+    share = sum(sum(flops[u]) for u in region.inside) / sum(map(sum, flops.values()))
+    assert 0.35 < share < 0.65
+    assert cut_region(found, region.cut) == region
+
+
+def test_cut_by_layer_and_by_module_are_the_same() -> None:
+    found = units(build("resnet20", seed=0))
+    assert cut_region(found, 7) == cut_region(found, cut_region(found, 7).cut)
+
+
+def test_the_first_layer_has_no_input_gradient() -> None:
+    flops = unit_flops(units(build("resnet20", seed=0)))
+    (first, second, *_) = (f for f in flops.values() if f[2] > 1e6)
+    assert first[1] == 0 and second[1] == second[2]
+
+
+class Two(nn.Module):
+    """Two trained tensors cross before ``b``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(3))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        y = F.gelu(x)
+        z: torch.Tensor = self.fc((self.c(self.b(y) + x)).mean((2, 3)))
+        return z
+
+
+def test_cuts_that_cannot_be() -> None:
+    found = units(Two(), 8)
+    with pytest.raises(ModelError, match="2 trained tensors cross the cut before b") as caught:
+        cut_region(found, "b")
+    assert "such as before" in str(caught.value.hint)
+    whole = units(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5)), 8
+    )
+    with pytest.raises(ModelError, match=r"layer 1 of kind other .*cannot be speculated") as caught:
+        cut_region(whole, "2")
+    assert "before 1" in str(caught.value.hint)
+    with pytest.raises(ModelError, match="runs no module 'nonsense'"):
+        cut_region(whole, "nonsense")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_true_outcomes_are_there_when_the_error_comes(name: str) -> None:
+    """With operations as time: no layer is asked for an outcome that its forward pass does not have yet."""
+    found = units(build(name, seed=0))
+    flops = unit_flops(found)
+    _, remembered = true_from(found, flops, None)
+    clock, done = 0, {}
+    for unit in found.units:
+        clock += flops[unit.name][0]
+        done[unit.name] = clock
+    arrival, waits = 0, []
+    for unit in reversed(found.units):
+        if unit.name not in remembered and unit.name in found.active:
+            assert done[unit.name] <= arrival
+        else:
+            waits.append(done[unit.name] > arrival)
+        arrival += flops[unit.name][1]
+    assert any(waits) and 0 < len(remembered) < len(found.active)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"form": "cutt"}, "form is 'cutt'"), ({"threshold": -1}, "threshold is -1"), ({"warmup": 0}, "warmup is 0"),
+        ({"threshold": float("nan")}, "threshold is nan"), ({"memory": 0}, "memory is 0 bytes"),
+        ({"form": "faithful", "predictor": "linear"}, "'linear' is for the cut form"), ({"engine": "ray"}, "engine is"),
+        ({"controller": "sometimes"}, "controller is 'sometimes'"), ({"predictor": "mean"}, "'mean' is unknown"),
+    ],
+)  # fmt: skip
+def test_fields_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said) as caught:
+        Speculative(**fields)
+    assert caught.value.hint
+
+
+def test_memory_that_does_not_suffice(train: Any, images: Any) -> None:
+    with pytest.raises(OptionError, match=r"predictor label-mean holds .* and memory is 1.0 kB"):
+        train(Speculative(memory=1000), "plain", images((4,)))
+
+
+def test_makespan_of_a_diamond() -> None:
+    """0 → 1, 2, 3 → 4: one engine takes the sum, two the longer side."""
+    seconds, successors, waits = [1.0, 4.0, 2.0, 2.0, 1.0], [(1, 2, 3), (4,), (4,), (4,), ()], [0, 1, 1, 1, 3]
+    assert makespan(seconds, successors, waits, 1) == 10.0
+    assert makespan(seconds, successors, waits, 2) == 6.0
+    assert makespan(seconds, successors, waits, 9) == 6.0
