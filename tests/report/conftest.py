@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -27,12 +28,12 @@ class Browser:
     """A headless Chromium, told what to do in the DevTools protocol through a pair of pipes."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
+        to_read, self._write = _high_pipe()
+        self._read, to_write = _high_pipe()
         # The protocol is spoken on descriptors 3 and 4.
         script = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         self._process = subprocess.Popen(
-            ["sh", "-c", script, program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            ["bash", "-c", script, program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_read, to_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -134,6 +135,15 @@ class Browser:
         self._process.wait(30)
         os.close(self._read)
         os.close(self._write)
+
+
+def _high_pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are neither 3 nor 4."""
+    ends = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
 
 
 @pytest.fixture(scope="session")
