@@ -57,7 +57,7 @@ def test_json_and_quiet(convoy: Any) -> None:
 def test_a_pipeline_prints_its_plan_first(convoy: Any) -> None:
     done = convoy("train", *SMALL, "--strategy", "pipelined", "--ppv", "1")
     assert done.code == 0, done.err
-    assert done.err.count("stale weights") == 1
+    assert done.err.count("stale weights") == 2  # and again at the end, with what was measured
     assert done.err.index("stale weights") < done.err.index("epoch 1/2")
     (run,) = Path("runs").iterdir()
     plan = json.loads((run / "plan.json").read_text())
@@ -155,3 +155,26 @@ def test_a_network_of_ones_own(convoy: Any) -> None:
         "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, classes))\n"
     )
     assert convoy("train", "nets_of_mine:build", *SMALL[1:], "--json", "--quiet").json["epochs"] == 2
+
+
+def test_after_a_run_what_was_measured_stands_beside_the_plan(convoy: Any) -> None:
+    done = convoy("train", *SMALL, "--strategy", "pipelined", "--ppv", "1")
+    assert done.code == 0, done.err
+    assert "predicted: " in done.err and "measured: " in done.err and "bwd was" in done.err
+    (run,) = Path("runs").iterdir()
+    plan, measured = (json.loads((run / f"{name}.json").read_text()) for name in ("plan", "measured"))
+    assert plan["cuts"] == measured["cuts"] and plan["step_seconds"] != measured["step_seconds"]
+
+
+def test_an_automatic_choice_is_recorded_and_resumed(convoy: Any) -> None:
+    done = convoy("train", *SMALL, "--strategy", "pipelined", "--stages", "auto", "--max-staleness", "1")
+    assert done.code == 0, done.err
+    (run,) = Path("runs").iterdir()
+    rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    (choice,) = [row for row in rows if row["kind"] == "decision" and row["name"] == "auto"]
+    plan = json.loads((run / "plan.json").read_text())
+    assert choice["data"]["cuts"] == plan["cuts"] and choice["data"]["accumulate"] == plan["accumulate"]
+    assert max(stage["staleness"] for stage in plan["stages"]) <= 1
+    assert tomllib.loads((run / "config.toml").read_text())["stages"] == "auto"
+    again = convoy("train", "--resume", run)
+    assert again.code == 0 and "nothing left to do" in again.err

@@ -10,15 +10,17 @@ from convoy import __version__
 
 _VERBS = {
     "train": "Train a network.",
+    "plan": "What training would take under each strategy, without training.",
     "evaluate": "Loss and accuracy of a trained network.",
     "predict": "Classify images.",
     "export": "Write a trained network as safetensors or ONNX.",
+    "report": "Write one HTML page about a run or a comparison.",
     "doctor": "See whether this machine is fit for training.",
 }
 
 
 def build(arguments: Sequence[str]) -> App:
-    """The command; ``arguments`` decide which options of ``train`` its help shows."""
+    """The command; ``arguments`` decide which options of ``train`` and ``plan`` their help shows."""
     app = App(
         name="convoy",
         help="Train PyTorch CNNs, one batch after the other or as a pipeline with stale weights.",
@@ -32,10 +34,10 @@ def build(arguments: Sequence[str]) -> App:
         result_action="return_value",
     )
     for number, (verb, line) in enumerate(_VERBS.items()):
-        if verb == "train" and arguments[:1] == ["train"]:
+        if verb in ("train", "plan") and arguments[:1] == [verb]:
             from convoy.cli.options import command
 
-            app.command(command(arguments[1:]), name=verb, usage="Usage: convoy train MODEL [OPTIONS]")
+            app.command(command(arguments[1:], verb), name=verb, usage=f"Usage: convoy {verb} MODEL [OPTIONS]")
         else:
             app.command(f"convoy.cli.{verb}:{verb}", name=verb, help=line, sort_key=number)
     return app

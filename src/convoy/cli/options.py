@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,26 +16,27 @@ from convoy.strategies.registry import STRATEGIES
 _GROUPS = ("What", "Training", "Strategy", "Machine", "Run", "Command")
 
 
-def command(arguments: Sequence[str]) -> Callable[..., int]:
-    """The function that cyclopts calls for ``convoy train ARGUMENTS``. All options are understood; the help shows
-    those of the strategy that was chosen."""
+def command(arguments: Sequence[str], verb: str = "train") -> Callable[..., int]:
+    """The function that cyclopts calls for ``convoy train ARGUMENTS``, or another verb that is told what a run is. All
+    options are understood; the help shows those of the strategy that was chosen."""
     strategy = chosen(arguments)
     groups = {name: Group(name, sort_key=number) for number, name in enumerate(_GROUPS)}
-    parameters = [*_fields(strategy, groups), *_flags(groups["Command"])]
+    flags = _flags(groups["Command"], verb)
+    parameters = [*_fields(strategy, groups), *flags]
     signature = inspect.Signature(parameters)
 
-    def train(*positional: Any, **keywords: Any) -> int:
-        from convoy.cli.train import train as carry_out
-
-        flags = {parameter.name for parameter in _flags(groups["Command"])}
+    def carry_out(*positional: Any, **keywords: Any) -> int:
+        names = {parameter.name for parameter in flags}
         values = signature.bind(*positional, **keywords).arguments
-        given = {key: value for key, value in values.items() if key not in flags and value is not None}
-        return carry_out(given, **{key: value for key, value in values.items() if key in flags})
+        given = {key: value for key, value in values.items() if key not in names and value is not None}
+        called: Callable[..., int] = getattr(import_module(f"convoy.cli.{verb}"), verb)
+        return called(given, **{key: value for key, value in values.items() if key in names})
 
-    train.__signature__ = signature  # type: ignore[attr-defined]
-    train.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    train.__doc__ = _help(strategy)
-    return train
+    carry_out.__name__ = verb
+    carry_out.__signature__ = signature  # type: ignore[attr-defined]
+    carry_out.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    carry_out.__doc__ = _help(strategy, verb)
+    return carry_out
 
 
 def chosen(arguments: Sequence[str]) -> str:
@@ -48,10 +50,17 @@ def chosen(arguments: Sequence[str]) -> str:
     return named if named in STRATEGIES else str(TrainConfig.model_fields["strategy"].default)
 
 
-def _help(strategy: str) -> str:
+_LINES = {
+    "train": "Train a network. Every option is also a key of the file given with --config.",
+    "plan": "What training would take, without training: one pipeline with --strategy pipelined, all strategies ranked "
+    "without --strategy. The options are those of train.",
+}
+
+
+def _help(strategy: str, verb: str) -> str:
     others = [name for name in STRATEGIES if name != strategy and any(map(_only(name), TrainConfig.model_fields))]
-    more = "".join(f"\n\nconvoy train --strategy {name} --help shows the options of {name}." for name in others)
-    return f"Train a network. Every option is also a key of the file given with --config.{more}"
+    more = "".join(f"\n\nconvoy {verb} --strategy {name} --help shows the options of {name}." for name in others)
+    return _LINES[verb] + more
 
 
 def _only(strategy: str) -> Callable[[str], bool]:
@@ -94,7 +103,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
 
 
-def _flags(group: Group) -> list[inspect.Parameter]:
+def _flags(group: Group, verb: str) -> list[inspect.Parameter]:
     """What is said to the command and is no part of a run."""
 
     def flag(name: str, kind: Any, default: Any, text: str, value: str | None = None) -> inspect.Parameter:
@@ -102,9 +111,17 @@ def _flags(group: Group) -> list[inspect.Parameter]:
         annotation = Annotated[kind, parameter]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
+    own = {
+        "train": [flag("resume", Path | None, None, "Go on with a run: its folder, or a checkpoint in it.", "RUN")],
+        "plan": [
+            flag("workers", int | None, None, "Cores to plan for. By default all there are.", "N"),
+            flag("grid", bool, False, "Draw the schedule of a pipeline's first mini-batches."),
+            flag("csv", bool, False, "Print the rows as comma-separated values."),
+        ],
+    }
     return [
         flag("config", Path | None, None, "A TOML file with options as keys.", "FILE"),
-        flag("resume", Path | None, None, "Go on with a run: its folder, or a checkpoint in it.", "RUN"),
+        *own[verb],
         flag("json", bool, False, "Print the result as one JSON object."),
         flag("quiet", bool, False, "No progress."),
         flag("debug", bool, False, "Show the traceback of an error."),

@@ -66,6 +66,7 @@ def assemble(config: TrainConfig) -> Parts:
         clip=config.clip,
         max_memory=config.max_memory,
         trace=config.trace,
+        forecast=True,
     )
     return Parts(
         data=data,

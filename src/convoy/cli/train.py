@@ -60,6 +60,8 @@ def train(
         model_name=asked.model,
     )
     watcher.trainer = trainer
+    if asked.strategy in ("pipelined", "hybrid"):
+        note("measuring the network before training, some seconds", quiet=quiet)
     if resume is not None:
         trainer.load(resume)
     existed = Path(asked.run_dir).exists()
@@ -78,8 +80,20 @@ def train(
     if not watcher.steps:
         note(f"nothing left to do: the run has its {asked.epochs} epochs (more with --epochs)", quiet=quiet)
     values = _summary(asked, history, trainer.run_path, watcher.plan)
+    if watcher.steps and (text := _beside(history)) is not None:
+        note(f"\n{text}\n", quiet=quiet)
     result(values, _text(values, history), as_json=json)
     return 0
+
+
+def _beside(history: Any) -> str | None:
+    """The plan's table with what was measured, where the strategy predicts."""
+    measured = history.measured
+    if measured is None:
+        return None
+    plans = [history.plan, getattr(history.plan, "first", None), getattr(history.plan, "then", None)]
+    found: Any = next((plan for plan in plans if getattr(plan, "cuts", None) == measured.cuts), None)
+    return None if found is None else str(found.beside(measured))
 
 
 class _Watcher:
@@ -168,6 +182,7 @@ def _summary(asked: TrainConfig, history: Any, run: Path | None, plan: Any) -> d
         "run": None if run is None else str(run),
         "history": [record.to_dict() for record in history.epochs],
         "plan": plan,
+        "measured": None if history.measured is None else history.measured.to_dict(),
     }
 
 

@@ -1,5 +1,5 @@
 """Plans before training: what each strategy would bring here, and which to take."""
 
-from convoy.planning.plan import plan
+from convoy.planning.plans import plan
 
 __all__ = ["plan"]

@@ -112,6 +112,7 @@ class HybridStep:
         self._results: deque[StepResult] = deque()  # that came out, and were not handed back yet
         self._first_plan: Any = None  # after the switch
         self._plan: HybridPlan | None = None
+        self._measured: Any = None  # of the first strategy, after the switch
 
     def __call__(self, x: Any, y: Any) -> StepResult | None:
         if self._then is not None:
@@ -138,7 +139,7 @@ class HybridStep:
 
     def _hand_over(self, then: Step) -> None:
         """The first step goes, with its workers and buffers; only its plan is kept."""
-        self._first_plan = self._step.plan()
+        self._first_plan, self._measured = self._step.plan(), self.measured()
         self._step.close()
         self._step, self._then = then, None
 
@@ -204,6 +205,11 @@ class HybridStep:
         if before is None or before.first is not first or before.then is not then:
             self._plan = HybridPlan(first, then)
         return self._plan
+
+    def measured(self) -> Any:
+        """The pipeline's plan with measured times, also after the switch; None before there are enough."""
+        of_this = getattr(self._step, "measured", None)
+        return self._measured if of_this is None else of_this()
 
     def __enter__(self) -> Self:
         return self

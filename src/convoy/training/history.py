@@ -38,11 +38,14 @@ class EpochRecord:
 @dataclass
 class History:
     """The epochs of a run. ``best_epoch`` (counted from 1) is the one that ``keep_best`` chose, ``stopped_early``
-    why training ended before its time."""
+    why training ended before its time. ``plan`` is what the strategy decided and predicted, ``measured`` the same with
+    what was measured (None where the strategy predicts nothing); both of the last ``fit``, and in the run folder."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_early: str | None = None
+    plan: Any = field(default=None, compare=False, repr=False)
+    measured: Any = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.epochs)

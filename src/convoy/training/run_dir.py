@@ -109,6 +109,12 @@ class RunDirectory:
             with machine_errors(path):
                 write_json(path, plain(plan_values(plan)))
 
+    def write_measured(self, measured: Any) -> None:
+        """``measured.json``: the plan with the times that the run took, of its last part."""
+        path = self.path / "measured.json"
+        with machine_errors(path):
+            write_json(path, plain(plan_values(measured)))
+
     def event_sinks(self, *, trace: bool) -> list[JsonLines | ChromeTrace]:
         """Sinks for metrics.jsonl and events.jsonl (continued where they exist) and, when asked, the trace."""
         self._sinks = []

@@ -13,7 +13,7 @@ from torch import nn
 
 from convoy.errors import CheckpointError, OptionError, RunError
 from convoy.events.event import Sink
-from convoy.strategies.base import Loss, Settings, Strategy
+from convoy.strategies.base import DataStrategy, Loss, Settings, Step, Strategy
 from convoy.strategies.registry import make_strategy, strategy_values
 from convoy.training.bus import Bus
 from convoy.training.callbacks import EarlyStopping, KeepBest, check_count
@@ -150,9 +150,7 @@ class Trainer:
         setup, state = self._setup, self._state
         own = [] if run is None else run.event_sinks(trace=setup.settings.trace)
         bus = Bus([*own, *self._sinks], self._callbacks, trace=setup.settings.trace)
-        step = setup.strategy.bind(
-            setup.model, setup.loss, setup.optimizer, settings=setup.settings, sink=bus.from_step
-        )
+        step, feed = self._bind(feed, goal, bus.from_step)
         try:
             if state.step is not None:
                 step.restore(state.step)
@@ -173,7 +171,27 @@ class Trainer:
                 self._guarded(loop, bus, goal)
         finally:
             self._loop = None
+            self._note_plan(step, run)
             step.close()
+
+    def _bind(self, feed: Feed, goal: int, sink: Sink) -> tuple[Step, Feed]:
+        """The bound strategy and what it is fed with: the user's batches, or turns where it orders the samples itself."""
+        setup, strategy = self._setup, self._setup.strategy
+        if not isinstance(strategy, DataStrategy):
+            step = strategy.bind(setup.model, setup.loss, setup.optimizer, settings=setup.settings, sink=sink)
+            return step, feed
+        turns = strategy.bind_data(
+            setup.model,
+            setup.loss,
+            setup.optimizer,
+            feed.source,
+            passes=goal,
+            scheduler=setup.scheduler,
+            per_step=setup.scheduler_interval == "batch",
+            settings=setup.settings,
+            sink=sink,
+        )
+        return turns, Feed(turns.source)
 
     def _guarded(self, loop: Loop, bus: Bus, goal: int) -> None:
         """Run the loop; whatever ends it is said in an event, and Ctrl-C leaves a checkpoint."""
@@ -207,6 +225,13 @@ class Trainer:
         status = "finished" if loop.stop_reason is None else "stopped"
         data = {"status": status, "reason": loop.stop_reason, "batches": state.batches}
         bus.emit("run", "end", data, batch=state.batches)
+
+    def _note_plan(self, step: Step, run: RunDirectory | None) -> None:
+        """What was planned and, where the strategy predicts it, what came."""
+        history, measured = self._state.history, getattr(step, "measured", None)
+        history.plan, history.measured = step.plan(), None if measured is None else measured()
+        if run is not None and history.measured is not None:
+            run.write_measured(history.measured)
 
     def stop(self) -> None:
         """End the run after the current batch, from a callback. A later ``fit`` goes on from there."""
