@@ -85,7 +85,7 @@ def test_the_users_ray_is_used_and_left_alone(calls: Calls) -> None:
         with connect(address) as made:
             assert not made.owned and made.namespace == "theirs"
     assert calls.made == []
-    with pytest.raises(OptionError, match="connected to 10.0.0.1:6379, not to other:1"):
+    with pytest.raises(OptionError, match=r"connected to 10\.0\.0\.1:6379, not to other:1"):
         connect("other:1")
 
 

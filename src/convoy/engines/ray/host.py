@@ -81,6 +81,7 @@ class Host:
         self._changed = threading.Condition()
         self._news = _nothing()
         self._outgoing: queue.SimpleQueue[tuple[Ref, Any] | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, name=f"convoy send of {lane}", daemon=True)
 
     # --- group "control" -------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class Host:
             self._engine = HostEngine(self, replace(self._options, disturb=disturb))
         except Exception as error:
             return {"failed": describe(error)}
-        threading.Thread(target=self._send, name=f"convoy send of {self.lane}", daemon=True).start()
+        self._sender.start()
         return {}
 
     def submit(self, sequence: int, header: Any, array: Any) -> None:
@@ -137,7 +138,8 @@ class Host:
         """Stop the threads, without finishing anything."""
         if self._engine is not None:
             self._engine.close()
-        self._outgoing.put(None)
+            self._outgoing.put(None)
+            self._sender.join(timeout=10)
 
     # --- group "values" --------------------------------------------------------------------------------------
 

@@ -98,7 +98,11 @@ def connect(address: str | None = None, *, insecure: bool = False, cpus: int = 1
         if address is not None:
             check_address(address, insecure)
         namespace = f"convoy-{uuid.uuid4().hex[:12]}"
-        environment = {} if address is not None else _local_environment()
+        environment: dict[str, str | None] = {
+            "RAY_ENABLE_AUTO_CONNECT": "0"
+        }  # nobody shall start another one by asking for an actor
+        if address is None:
+            environment |= _local_environment()
         before = {name: os.environ.get(name) for name in environment}
         _set(environment)
         options: dict[str, Any] = {"address": address or "local", "namespace": namespace}

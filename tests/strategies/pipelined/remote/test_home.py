@@ -1,0 +1,251 @@
+"""The user's own objects beside remote stages: what a drain brings home, what goes out again, what a failure leaves.
+
+Threads stand for actors."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convoy.errors import Diverged, MachineError, ModelError, OptionError, RunError, WorkerFailed
+from convoy.strategies.base import Settings
+from convoy.strategies.pipelined import Pipelined
+
+FIXED = Settings(channels_last=False, watchdog_seconds=60)
+
+
+@pytest.fixture(autouse=True)
+def ray(over_threads: Any) -> Any:
+    with over_threads() as made:
+        yield made
+
+
+def momentum(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+
+
+def test_what_the_user_changes_after_a_drain_reaches_the_actors(runs: ModuleType) -> None:
+    """Weights, estimates, optimizer state, flags, and a new learning rate."""
+
+    def changed(engine: str) -> tuple[nn.Module, Any, list[Tensor]]:
+        torch.manual_seed(0)
+        model = runs.Chain(3, 0.0, True)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        data = runs.batches([4] * 6)
+        losses = []
+        with Pipelined(cuts=["5"], engine=engine).bind(model, F.cross_entropy, optimizer, settings=FIXED) as step:
+            for t, (x, y) in enumerate(data):
+                if t in (2, 4):
+                    losses += [r.loss for r in step.drain()]
+                if t == 2:
+                    before = {k: v.clone() for k, v in model.state_dict().items()}
+                    with torch.no_grad():
+                        model[0].weight.mul_(0.5)
+                        model[1].running_mean.add_(1)
+                    optimizer.param_groups[0]["lr"] = 0.1
+                    model[1].eval()
+                    model[8].bias.requires_grad_(False)
+                if t == 4:
+                    model.load_state_dict(before)
+                    optimizer.state[model[8].weight]["exp_avg"].zero_()
+                    optimizer.state.pop(model[10].weight)
+                result = step(x, y)
+                losses += [] if result is None else [result.loss]
+            losses += [r.loss for r in step.drain()]
+        return model, optimizer, losses
+
+    (a, first, one), (b, second, other) = changed("ray"), changed("inline")
+    runs.same(one, other, "losses")
+    runs.same(dict(a.state_dict()), dict(b.state_dict()), "weights")
+    runs.same(first.state_dict(), second.state_dict(), "optimizer")
+
+
+def test_an_exception_in_an_actor(runs: ModuleType) -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        if len(y) == 3:
+            raise ZeroDivisionError("the batch is odd")
+        return F.cross_entropy(output, y)
+
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, loss, momentum(model), settings=FIXED)
+    with pytest.raises(WorkerFailed, match="forward of batch 2 at stage 2: ZeroDivisionError: the batch is odd") as e:
+        for x, y in runs.batches([4, 4, 3, 4, 4, 4]):
+            step(x, y)
+            time.sleep(0.1)
+        step.drain()
+    assert e.value.action == "F2.2" and ">F2.2<" in e.value.grid
+    assert e.value.__cause__ is not None and "in loss" in "".join(e.value.__cause__.__notes__)
+    with pytest.raises(WorkerFailed, match="the batch is odd"):
+        step(*runs.batches([4])[0])
+    step.close()
+
+
+def test_a_dead_actor_stops_the_run_and_the_weights_are_those_of_the_last_drain(runs: ModuleType, ray: Any) -> None:
+    model = runs.Chain(3, 0.0, True)
+    data = runs.batches([4] * 40)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    step(*data[0])
+    step.drain()
+    held = {name: t.clone() for name, t in model.state_dict().items()}
+    step(*data[1])
+    ray.actors[1].die()
+    with pytest.raises(WorkerFailed, match=r"worker 2 failed in the \w+ of batch \d+ at stage 2: ActorDied: .* died: "):
+        for x, y in data[2:]:
+            step(x, y)
+    with pytest.raises(WorkerFailed) as e:
+        step.drain()
+    assert "--resume" in str(e.value.hint) and e.value.grid
+    step.close()
+    assert all(actor.dead for actor in ray.actors)
+    runs.same(dict(model.state_dict()), held, "weights")
+
+
+def test_an_actor_that_does_not_answer_is_ended(runs: ModuleType, ray: Any) -> None:
+    model = runs.Chain(3, 0.0, True)
+    release = threading.Event()
+    settings = Settings(channels_last=False, watchdog_seconds=1.5)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=settings)
+    (x, y), *_ = runs.batches([4])
+    step(x, y)
+    step.drain()
+    ray.disturb = lambda actor, name: release.wait(30) if actor is ray.actors[0] and name == "report" else None
+    try:
+        with pytest.raises(RunError, match=r"worker 1 .*has not answered for|nothing moved for .*worker 1"):
+            for _ in range(2000):
+                step(x, y)
+                time.sleep(0.01)
+    finally:
+        release.set()
+        step.close()
+
+
+def test_results_of_batches_that_are_through_stay_readable(runs: ModuleType, ray: Any) -> None:
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    data = runs.batches([4] * 3)
+    step(*data[0])
+    (done,) = step.drain()
+    step(*data[1])
+    ray.actors[0].die()
+    with pytest.raises(WorkerFailed):
+        step.drain()
+    assert torch.isfinite(done.loss) and done.output.shape == (4, 3)
+    step.close()
+
+
+def test_numbers_that_are_not_finite_do_not_cross_a_cut(runs: ModuleType) -> None:
+    model = runs.Chain(3, 0.0, True)
+    with (
+        pytest.raises(Diverged, match=r"x1>2@1, on its way to worker 2, holds numbers that are not finite"),
+        Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED) as step,
+    ):
+        (x, y), *_ = runs.batches([4])
+        step(x, y)
+        step(x * float("nan"), y)
+        step.drain()
+
+
+class Inside(nn.Module):
+    """Returns a number beside the tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.high(torch.relu(self.low(x))), 7
+
+
+def test_constants_in_what_the_model_returns_come_back() -> None:
+    model = Inside()
+    strategy = Pipelined(cuts=["high"], engine="ray")
+    with strategy.bind(model, lambda o, y: F.cross_entropy(o[0], y), momentum(model), settings=FIXED) as step:
+        step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+        (result,) = step.drain()
+    assert result.output[0].shape == (4, 2) and result.output[1] == 7
+
+
+def test_a_lock_in_the_model_is_refused(ray: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.lock = threading.Lock()
+    ray.put = lambda value: (_ for _ in ()).throw(TypeError("cannot pickle '_thread.lock' object"))
+    step = Pipelined(cuts=["1"], engine="ray").bind(model, F.mse_loss, momentum(model), settings=FIXED)
+    with pytest.raises(ModelError, match="cannot be sent to other processes: cannot pickle"):
+        step(torch.randn(2, 2), torch.randn(2, 2))
+    step.close()
+    assert all(actor.dead for actor in ray.actors)
+
+
+def test_too_few_cores_are_said_at_once(runs: ModuleType, ray: Any) -> None:
+    ray.cores = 1.0
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    with pytest.raises(OptionError, match="2 workers need 2 cores, and Ray has 1 free"):
+        step(*runs.batches([4])[0])
+    assert ray.actors == []
+    step.close()
+
+
+def test_another_version_of_torch_is_refused(runs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convoy.engines.ray.host import Host
+
+    about = Host.about
+    monkeypatch.setattr(Host, "about", lambda self: {**about(self), "torch": "2.11.0"})
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    with pytest.raises(MachineError, match=r"has torch 2\.11\.0 and this machine"):
+        step(*runs.batches([4])[0])
+    step.close()
+
+
+def test_devices_and_split_placement_are_refused(runs: ModuleType) -> None:
+    model = runs.Chain(3, 0.0, True)
+    with pytest.raises(OptionError, match="runs on processors, and device is 'cuda'"):
+        Pipelined(engine="ray").bind(model, F.cross_entropy, momentum(model), settings=Settings(device="cuda"))
+    with pytest.raises(OptionError, match="two workers share"):
+        Pipelined(engine="ray", placement="split")
+    for options in ({"address": "head:1"}, {"insecure": True}):
+        with pytest.raises(OptionError, match="address and insecure are for engine 'ray'"):
+            Pipelined(**options)
+
+
+def test_cut_anew_at_a_drain(runs: ModuleType, ray: Any) -> None:
+    """New actors take over from the state that came home."""
+    trained = []
+    for engine in ("ray", "inline"):
+        torch.manual_seed(0)
+        model = runs.Chain(3, 0.2, True)
+        optimizer = momentum(model)
+        with Pipelined(cuts=["5"], engine=engine).bind(model, F.cross_entropy, optimizer, settings=FIXED) as step:
+            losses = []
+            for t, (x, y) in enumerate(runs.batches([4] * 6)):
+                if t == 3:
+                    losses += [r.loss for r in step.drain()]
+                    step.recut(["8"])
+                result = step(x, y)
+                losses += [] if result is None else [result.loss]
+            losses += [r.loss for r in step.drain()]
+        trained.append((dict(model.state_dict()), optimizer.state_dict(), losses))
+    runs.same(trained[0], trained[1], "trained")
+    assert [actor.dead for actor in ray.actors] == [True] * 4
+
+
+def test_a_step_that_is_dropped_ends_its_actors(runs: ModuleType, ray: Any) -> None:
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    step(*runs.batches([4])[0])
+    step = None
+    gc.collect()
+    for _ in range(200):
+        if all(actor.dead for actor in ray.actors):
+            break
+        time.sleep(0.02)
+    assert all(actor.dead for actor in ray.actors)
