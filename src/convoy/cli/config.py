@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,9 +227,9 @@ def strategy_fields(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key in keys if (value := getattr(config, key)) is not None}
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The keys of a config file; dashes in them count as underscores. Raises InputError, with a suggestion for an
-    unknown key."""
+def read_file(path: Path, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of a config file, those of a run and ``more``; dashes in them count as underscores. Raises InputError,
+    with a suggestion for an unknown key."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -240,9 +240,10 @@ def read_file(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"config file {path} is no TOML: {error}", hint="mend the line named") from error
     values = {key.replace("-", "_"): value for key, value in table.items()}
+    known = (*TrainConfig.model_fields, *more)
     for key in values:
-        if key not in TrainConfig.model_fields:
-            near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "the keys are those of: convoy train --help"
             raise OptionError(f"config file {path} has the unknown key {key}", hint=hint)
     return values
