@@ -144,6 +144,20 @@ def test_what_crosses_streams_is_kept() -> None:
     assert {name for _, name in device.kept} == {"worker 1", "worker 2", "worker 3"}
 
 
+def test_a_value_may_have_readers_on_several_streams() -> None:
+    """The last of them still waits for the writer, and then nothing is remembered."""
+    text = "a | F x 0.0 : => v@0\nb | F y 0.0 : v@0 => u@0\nc | F z 0.0 : v@0 u@0 => w@0"
+    hazards, entries = Hazards(), Schedule.parse(text).entries
+    for _, action in entries:
+        hazards.admit(action)
+    waited = []
+    for lane, action in entries:
+        waited.append([mark.stream for mark in hazards.before(action)])
+        hazards.after(action, Mark(Stream(lane)))
+    assert waited == [[], ["a"], ["a", "b"]]
+    assert len(hazards) == 1, "w, which nobody has read yet"
+
+
 def test_bookkeeping_does_not_grow() -> None:
     hazards = Hazards()
     stream = Stream("s")

@@ -32,6 +32,10 @@ class Store:
         except KeyError:
             raise InternalError(f"{ref} is read before it is written, or twice") from None
 
+    def keep(self, value: Any) -> Any:
+        """Note that the running lane uses ``value``, which another lane may have made, without the store holding it."""
+        return value
+
     def version(self, name: str) -> int:
         """Updates applied to the state ``name`` so far."""
         return self._versions.get(name, 0)

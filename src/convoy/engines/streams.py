@@ -9,8 +9,8 @@ before. On one device or several: stages are moved to theirs by the strategy.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from convoy.engines.engine import EngineOptions
 from convoy.engines.program import Program, Store
 from convoy.engines.threads import ThreadsEngine
 from convoy.schedule.action import Action, Ref
-from convoy.schedule.schedule import DRIVER
+from convoy.schedule.schedule import DRIVER, Entry
 
 _MARKS = 256  # launched actions remembered before finished ones are forgotten
 
@@ -96,6 +96,12 @@ class Hazards:
         self._lock = threading.Lock()
         self._written: dict[Ref, Mark] = {}
         self._read: defaultdict[Ref, list[Mark]] = defaultdict(list)
+        self._left: Counter[Ref] = Counter()  # values → admitted readers that are not launched yet
+
+    def admit(self, action: Action) -> None:
+        """Take up ``action``: the writers of the values that it reads are remembered until it is launched."""
+        with self._lock:
+            self._left.update(ref for ref in action.reads if not ref.is_state)
 
     def before(self, action: Action) -> list[Mark]:
         """Marks that ``action`` has to wait for."""
@@ -115,7 +121,10 @@ class Hazards:
             for ref in action.reads:
                 if ref.is_state:
                     self._read[ref].append(mark)
+                elif self._left[ref] > 1:
+                    self._left[ref] -= 1
                 else:
+                    self._left.pop(ref, None)
                     self._written.pop(ref, None)
             for ref in action.writes:
                 self._written[ref] = mark
@@ -125,18 +134,20 @@ class Hazards:
                     self._read.pop(before, None)
 
     def __len__(self) -> int:
-        return len(self._written) + len(self._read)
+        return len(self._written) + len(self._read) + len(self._left)
 
 
 class _KeepingStore(Store):
-    """Tells the device which stream uses what it takes."""
+    """Tells the device which stream uses what it takes or keeps."""
 
     def __init__(self, store: Store, device: Device, current: threading.local) -> None:
         super().__init__()
         self._device, self._current = device, current
 
     def take(self, ref: Ref) -> Any:
-        value = super().take(ref)
+        return self.keep(super().take(ref))
+
+    def keep(self, value: Any) -> Any:
         self._device.keep(value, self._current.stream)
         return value
 
@@ -154,6 +165,12 @@ class StreamsEngine(ThreadsEngine):
         for lane in options.lanes:
             device.wait(self._streams[lane], begin)
         super().__init__(program, _KeepingStore(store, device, self._current), options)
+
+    def submit(self, entries: Iterable[Entry]) -> None:
+        entries = list(entries)
+        for _, action in entries:
+            self._hazards.admit(action)
+        super().submit(entries)
 
     def wait(self, action: Action) -> None:
         """Returns when the device is through with ``action``, not only when it was launched."""

@@ -50,7 +50,7 @@ class _Compiled:
     steps: tuple[_Step, ...]
     stores: tuple[tuple[int, tuple[int, ...]], ...]
 
-    def __call__(self, frame: Frame) -> None:
+    def __call__(self, frame: Frame, store: Store) -> None:
         slots = frame.slots
         registers: list[Any] = [None] * self.registers
         for load in self.loads:
@@ -60,7 +60,7 @@ class _Compiled:
                 slots[slot] = _EMPTY
             if any(value is _EMPTY for value in values):
                 raise InternalError(f"{self.label} reads what nobody has written")
-            value = values if load.several else values[0]
+            value = store.keep(values if load.several else values[0])
             registers[load.register] = value if load.view is None else load.view.narrow(value, self.tile)
         del value, values
         for step in self.steps:
@@ -107,7 +107,7 @@ class TaskProgram:
                     frame.slots[slot] = frame.target if value == "t" else frame.inputs[value[2:]]
             return 0
         with torch.no_grad():
-            self._compiled[action.kind, action.subject, action.part](frame)
+            self._compiled[action.kind, action.subject, action.part](frame, store)
         return 0
 
 

@@ -69,7 +69,7 @@ class RecurringStep(ABC):
         self._built: dict[int, Built] = {}  # tiles of the batch → what runs it
         self._plan: Plan | None = None
         self._form: tuple[Any, ...] = ()
-        self._store = Store()
+        self._versions: dict[str, int] = {}  # of the states, as the next mini-batch finds them
         self._current = _Current()
         self._batch = 0
         self._closed = False
@@ -112,7 +112,7 @@ class RecurringStep(ABC):
             self._current.program = built.program
             built.program.begin(frame)
             recurring = built.program.recurring
-            entries = recurring.at(frame.batch, {name: self._store.version(name) for name in recurring.advances})
+            entries = recurring.at(frame.batch, self._versions)
             if self.schedule is not None:
                 self.schedule.extend(entries)
             try:
@@ -120,6 +120,8 @@ class RecurringStep(ABC):
                 self._engine.settle()
             finally:
                 built.program.end(frame.batch)
+            for name, added in recurring.advances.items():
+                self._versions[name] = self._versions.get(name, 0) + added
             self._batch += 1
             built.runs += 1
             mark_stepped(self._optimizer)
@@ -184,16 +186,16 @@ class RecurringStep(ABC):
 
     def _start(self, built: Built) -> None:
         """The engine, and what the plan says, for a model in its present mode."""
-        self._store = Store()
+        self._versions = {name: self._batch for name in built.program.recurring.advances if name[0] == "W"}
         options = EngineOptions(
             lanes=self._lanes,
             sink=self._sink,
             clock=time.perf_counter,
             watchdog_seconds=self._settings.watchdog_seconds,
             disturb=self._disturb,
-            versions={name: self._batch for name in built.program.recurring.advances if name[0] == "W"},
+            versions=self._versions.copy(),
         )
-        self._engine = self._make_engine(self._current, self._store, options)
+        self._engine = self._make_engine(self._current, Store(), options)
         weakref.finalize(self, self._engine.abandon)  # a step that was dropped without close() leaves no threads
         if self._plan is None and self._sink is not None:
             self._sink(Event("plan", self.strategy, data=built.plan.to_dict()))
