@@ -39,7 +39,7 @@ def predict(
     from convoy.cli.setup import check_device
     from convoy.data.folder import decode
     from convoy.strategies.batch import call
-    from convoy.training.evaluation import scores_of
+    from convoy.strategies.scoring import scores_of
 
     check_device(device)
     saved = open_saved(run, which)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-EventKind = Literal["run", "plan", "action", "decision", "step", "epoch", "warning"]
+EventKind = Literal["run", "plan", "action", "decision", "step", "epoch", "nodes", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Event:
     - ``step``: one mini-batch is through; data have ``epoch``, ``loss``, ``correct``, ``samples``, ``lr``.
     - ``epoch``: data have ``epoch``, ``train_loss``, ``train_accuracy``, ``validation_loss``,
       ``validation_accuracy``, ``seconds``, ``samples_per_second``, ``busy`` (lane → share of the time).
+    - ``nodes``: data have ``nodes``, a row for each: ``samples_per_second``, ``share`` of the samples, ``lag``,
+      ``waited`` (share of its time), ``quality`` and counts.
     - ``warning``: data have ``message``.
     """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+
+from convoy.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +71,28 @@ class StepResult(Protocol):
     def target(self) -> Any:
         """The target as it was given."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Stands in place of a mini-batch where the strategy orders the samples itself: go on until something is merged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnResult:
+    """What a turn came to: a ``StepResult`` without outputs. ``loss`` is the mean over its ``samples``, ``correct`` how
+    many of them were classified right (None where that has no meaning), ``steps`` what it counts for a scheduler that
+    steps per mini-batch, ``measures`` further plain values for its event."""
+
+    batch: int
+    loss: torch.Tensor
+    samples: int
+    correct: int | None
+    steps: int
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    ready: bool = True
+    output: Any = None
+    target: Any = None
 
 
 class Step(Protocol):
@@ -142,3 +166,49 @@ class Strategy(ABC):
         sink: Sink | None = None,
     ) -> Step:
         """Tie the strategy to the user's own objects. Cheap: capture and planning wait for the first batch."""
+
+
+class DataStep(Step, Protocol):
+    """A step that orders the samples itself: it is called with a ``Turn`` and None until an epoch is through."""
+
+    @property
+    def source(self) -> Any:
+        """Yields the turns of an epoch, by ``iterate(epoch, start_batch)``."""
+        ...
+
+
+class DataStrategy(Strategy):
+    """A strategy that decides which samples are trained where, so that ``Trainer.fit`` alone can carry it out."""
+
+    def bind(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        settings: Settings | None = None,
+        sink: Sink | None = None,
+    ) -> Step:
+        """Raises OptionError: it cannot be handed batches."""
+        raise OptionError(
+            f"strategy {self.name} decides itself which node trains which samples, so it takes no batches one by one",
+            hint=f"use Trainer(..., strategy={type(self).__name__}(...)).fit(loader)",
+        )
+
+    @abstractmethod
+    def bind_data(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        data: Any,
+        *,
+        passes: int,
+        scheduler: Any = None,
+        per_step: bool = False,
+        settings: Settings | None = None,
+        sink: Sink | None = None,
+    ) -> DataStep:
+        """Tie it to the user's objects and to ``data``, a loader over samples that can be asked for by number, for
+        ``passes`` epochs in all. ``scheduler`` is looked at, never stepped; ``per_step``: whether the caller steps it
+        per mini-batch. Raises DataError where the data have no order that leases could replace."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch import nn
 from convoy.errors import DataError
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size, call, channels_last, split_batch, to_device
-
-_TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+from convoy.strategies.scoring import count_correct, eval_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +47,6 @@ def evaluate(model: nn.Module, loss: Loss, loader: Iterable[Any], settings: Sett
     if samples == 0:
         raise DataError("the loader for evaluation yields no samples", hint="check its data set and batch size")
     return Evaluation(loss_sum / samples, correct_sum / samples if classified else None, samples)
-
-
-def count_correct(output: Any, target: Any) -> int | None:
-    """Samples whose largest output is the target, where ``output`` is (or holds as ``logits`` or first) a tensor
-    [N, C] and ``target`` (or its "labels") integers [N]; else None."""
-    scores = scores_of(output)
-    labels = labels_of(target)
-    if scores is None or labels is None or scores.dim() != 2 or labels.dim() != 1 or len(scores) != len(labels):
-        return None
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        return None
-    return int((scores.argmax(1) == labels).sum())
-
-
-def scores_of(output: Any) -> torch.Tensor | None:
-    """The class scores in what a model returned: the tensor itself, ``logits``, or the first of a tuple."""
-    if isinstance(output, torch.Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, torch.Tensor):
-        return logits
-    if isinstance(output, (tuple, list)) and output:
-        return scores_of(output[0])
-    return None
-
-
-def labels_of(target: Any) -> torch.Tensor | None:
-    if isinstance(target, Mapping):
-        target = next((target[key] for key in _TARGET_KEYS if key in target), None)
-    return target if isinstance(target, torch.Tensor) else None
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode; every module gets its own flag back (a frozen BatchNorm stays as it was)."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextlib.contextmanager

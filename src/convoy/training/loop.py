@@ -17,11 +17,12 @@ import torch
 from convoy.engines.interrupts import Untouched
 from convoy.errors import DataError, Diverged, InternalError
 from convoy.schedule.decision import Decision
-from convoy.strategies.base import Step, StepResult
+from convoy.strategies.base import Step, StepResult, Turn, TurnResult
 from convoy.strategies.batch import batch_size, split_batch
+from convoy.strategies.scoring import count_correct
 from convoy.training.bus import Bus
 from convoy.training.checkpoint import free_name, prune, save_checkpoint
-from convoy.training.evaluation import Evaluation, count_correct
+from convoy.training.evaluation import Evaluation
 from convoy.training.feed import Feed
 from convoy.training.history import EpochRecord, EpochSums
 from convoy.training.interrupt import Interrupt
@@ -143,7 +144,8 @@ class Loop:
     def _train(self, x: Any, y: Any) -> None:
         """Hand one mini-batch to the strategy."""
         setup, state = self.setup, self.state
-        entered = _Entered(state.epoch, state.batch, batch_size(x), setup.learning_rate(), self.bus.now())
+        samples = 0 if isinstance(x, Turn) else batch_size(x)
+        entered = _Entered(state.epoch, state.batch, samples, setup.learning_rate(), self.bus.now())
         self._inside = True
         self._entered.append(entered)
         try:
@@ -157,7 +159,8 @@ class Loop:
         if result is not None:
             self._returned(result)
         if setup.scheduler is not None and setup.scheduler_interval == "batch":
-            self._schedule()
+            for _ in range(result.steps if isinstance(result, TurnResult) else 1):
+                self._schedule()
         self._inside = False
         self._write_plan()
 
@@ -218,16 +221,19 @@ class Loop:
                     f"at learning rate {entered.lr:g}",
                     hint="; ".join(filter(None, (self.setup.strategy.suspects, _LOWER))),
                 )
-            correct = count_correct(result.output, result.target)
+            if isinstance(result, TurnResult):
+                samples, correct = result.samples, result.correct
+            else:
+                samples, correct = entered.samples, count_correct(result.output, result.target)
             sums = next(s for s in self.state.sums if s.epoch == entered.epoch)
-            sums.add(result.batch, loss, correct, entered.samples, entered.lr)
+            sums.add(result.batch, loss, correct, samples, entered.lr)
             pending.popleft()
             data = {
                 "epoch": entered.epoch + 1,
                 "index": entered.index,
                 "loss": loss,
                 "correct": correct,
-                "samples": entered.samples,
+                "samples": samples,
                 "lr": entered.lr,
                 "in_flight": len(self._entered),
                 **getattr(result, "measures", {}),

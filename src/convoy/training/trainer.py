@@ -175,7 +175,7 @@ class Trainer:
             step.close()
 
     def _bind(self, feed: Feed, goal: int, sink: Sink) -> tuple[Step, Feed]:
-        """The bound strategy and what it is fed with: the user's batches, or turns where it orders the samples itself."""
+        """The bound strategy and its feed: the user's batches, or turns where it orders the samples itself."""
         setup, strategy = self._setup, self._setup.strategy
         if not isinstance(strategy, DataStrategy):
             step = strategy.bind(setup.model, setup.loss, setup.optimizer, settings=setup.settings, sink=sink)

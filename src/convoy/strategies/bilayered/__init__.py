@@ -1,0 +1,3 @@
+from convoy.strategies.bilayered.strategy import BiLayered
+
+__all__ = ["BiLayered"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from convoy.strategies.bilayered.ledger import held
 from convoy.strategies.bilayered.rules.idpa import first_batch, later_batch
 from convoy.strategies.bilayered.rules.idpa_mended import Cost, fit_cost, water_fill
 from convoy.strategies.bilayered.rules.whole import whole
@@ -80,7 +79,7 @@ def limit_seconds(state: State, node: int) -> float | None:
 
 
 def shares(state: State) -> tuple[float, ...]:
-    """Of every node, the share of the samples that it holds."""
-    counts = [held(state.segments, j) for j in range(len(state.nodes))]
+    """Of every node, the share of the samples that it holds, or held last."""
+    counts = [sum(s.size for s in state.segments if s.owner == j) for j in range(len(state.nodes))]
     total = sum(counts) or 1
     return tuple(count / total for count in counts)

@@ -1,0 +1,148 @@
+"""``BiLayered``: what a user may choose about training on unequal nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from convoy.errors import OptionError
+from convoy.strategies.base import DataStep, DataStrategy, Loss, Settings
+from convoy.strategies.bilayered.parcel import DELTAS
+from convoy.strategies.bilayered.state import ALLOCATIONS, UPDATES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from convoy.events.event import Sink
+
+ENGINES = ("auto", "inline")
+INNER = ("whole", "tasks")
+PUBLISHED = ("agwu", "sgwu")
+"""Updates whose formula needs the measured accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiLayered(DataStrategy):
+    """Bi-layered parallel training (Chen et al. 2019): replicas on unequal nodes and a parameter server.
+
+    ``nodes``: how many, or their nominal speeds, such as ``(2, 1, 1)``. ``update``: "agwu" and "sgwu" as published,
+    "agwu-mended", "sgwu-mended", or "local-sgd". ``allocation`` of samples: "idpa" (published), "idpa-mended" or
+    "even". ``batches``: allocation batches A (None: 4, or fewer in a short run; 1 where it is even). ``round``: "pass"
+    (a node pushes after each local pass) or a number of mini-batches. ``quality``: whether the accuracy of each push
+    on held-out samples counts (None: where the rule is a published one). ``deltas``: "float32", or "bfloat16" for
+    half of the bytes. ``inner``: each node's step whole or as "tasks". ``engine``: "inline" trains all replicas in one
+    thread, in virtual time: the oracle. ``address`` of a cluster.
+
+    Only ``Trainer.fit`` can carry it out. Raises OptionError for values that make no sense alone or together.
+    """
+
+    name: ClassVar[str] = "bilayered"
+
+    nodes: int | Sequence[float] = 2
+    update: str = "agwu-mended"
+    allocation: str = "idpa-mended"
+    batches: int | None = None
+    round: int | str = "pass"
+    quality: bool | None = None
+    deltas: str = "float32"
+    inner: str = "whole"
+    engine: str = "auto"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nodes, bool) or (isinstance(self.nodes, int) and self.nodes < 1):
+            raise OptionError(f"nodes is {self.nodes}", hint="give how many there are, such as 3")
+        if not isinstance(self.nodes, int):
+            speeds = tuple(float(speed) for speed in self.nodes)
+            if not speeds or any(not 0 < speed < float("inf") for speed in speeds):
+                raise OptionError(
+                    f"nodes is {list(self.nodes)}, and nominal speeds are numbers greater than 0",
+                    hint="for example nodes=(2, 1, 1), or nodes=3 for equal ones",
+                )
+            object.__setattr__(self, "nodes", speeds)
+        for name, choices in (
+            ("update", UPDATES),
+            ("allocation", ALLOCATIONS),
+            ("deltas", DELTAS),
+            ("inner", INNER),
+            ("engine", ENGINES),
+        ):
+            if getattr(self, name) not in choices:
+                raise OptionError(f"{name} is {getattr(self, name)!r}", hint=f"choose one of {', '.join(choices)}")
+        if self.batches is not None and (isinstance(self.batches, bool) or self.batches < 1):
+            raise OptionError(f"batches is {self.batches}", hint="give 1 (all samples at once) or more")
+        if self.round != "pass" and (isinstance(self.round, bool | str) or self.round < 1):
+            raise OptionError(
+                f"round is {self.round!r}", hint="give pass, or the number of mini-batches between two pushes"
+            )
+        if self.quality is False and self.update in PUBLISHED:
+            raise OptionError(
+                f"update {self.update!r} weighs every push by its measured accuracy, and quality is off",
+                hint=f"leave quality out, or use {self.update}-mended",
+            )
+        if self.quality and self.update == "local-sgd":
+            raise OptionError("local-sgd does not weigh by quality", hint="use sgwu-mended, or leave quality out")
+        if self.address is not None and self.engine == "inline":
+            raise OptionError(
+                f"address {self.address} is given, and engine 'inline' stays in this process", hint="drop one of them"
+            )
+        if self.address is not None:
+            raise OptionError(
+                f"address {self.address} is given, and no engine for clusters is there", hint="leave address out"
+            )
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Nominal speeds, one a node."""
+        return (1.0,) * self.nodes if isinstance(self.nodes, int) else tuple(self.nodes)
+
+    @property
+    def measures_quality(self) -> bool:
+        return self.update in PUBLISHED if self.quality is None else self.quality
+
+    def batches_for(self, passes: int) -> int:
+        """A for a run of so many passes. Raises OptionError where a batch would never be trained."""
+        most = 2 * passes - 1
+        if self.batches is None:
+            return 1 if self.allocation == "even" else min(4, most)
+        if self.batches > most:
+            raise OptionError(
+                f"{self.batches} allocation batches need at least {self.batches // 2 + 1} epochs, not {passes}, "
+                "or the last ones would never be trained",
+                hint=f"use batches={most} or fewer, or more epochs",
+            )
+        return self.batches
+
+    @property
+    def suspects(self) -> str | None:
+        return f"merging replicas ({self.update}) acts on the step like a larger batch: try a shorter round"
+
+    def bind_data(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        data: Any,
+        *,
+        passes: int,
+        scheduler: Any = None,
+        per_step: bool = False,
+        settings: Settings | None = None,
+        sink: Sink | None = None,
+    ) -> DataStep:
+        from convoy.strategies.bilayered.step import BiLayeredStep
+
+        return BiLayeredStep(
+            self,
+            model,
+            loss,
+            optimizer,
+            data,
+            passes=passes,
+            scheduler=scheduler,
+            per_step=per_step,
+            settings=settings or Settings(),
+            sink=sink,
+        )
