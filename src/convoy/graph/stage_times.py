@@ -70,12 +70,10 @@ def stage_rounds(
             raise OptionError(f"{name} is {value}", hint="give a number from 1 up")
     rounds: list[list[Round]] = [[] for _ in candidates]
     began, collecting = perf_counter(), gc.isenabled()
+    pool = ThreadPoolExecutor(max((len(stages) for stages in candidates), default=1))
     gc.disable()
     try:
-        with (
-            ThreadPoolExecutor(max(1, *(len(stages) for stages in candidates)) if candidates else 1) as pool,
-            intra_op_threads(threads),
-        ):
+        with intra_op_threads(threads):
             longest = 0.0
             for count in range(repeats + 1):
                 start = perf_counter()
@@ -88,6 +86,7 @@ def stage_rounds(
                         rounds[which].append(tuple(measured))
                 longest = max(longest, perf_counter() - start) if count else 0.0
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C a stage may still run; nobody waits for it
         if collecting:
             gc.enable()
     return tuple(map(tuple, rounds))
