@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convoy.planning import plan as plan
     from convoy.strategies.base import Settings as Settings
     from convoy.strategies.base import Strategy as Strategy
+    from convoy.strategies.concurrent import Concurrent as Concurrent
     from convoy.strategies.hybrid import Hybrid as Hybrid
     from convoy.strategies.oracle import oracle as oracle
     from convoy.strategies.pipelined import Pipelined as Pipelined
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Concurrent": "convoy.strategies.concurrent",
     "ConvoyError": "convoy.errors",
     "EarlyStopping": "convoy.training.callbacks",
     "History": "convoy.training.history",
@@ -43,6 +45,7 @@ _HOME = {
     "plan": "convoy.planning.plan",
 }
 __all__ = [
+    "Concurrent",
     "ConvoyError",
     "EarlyStopping",
     "History",

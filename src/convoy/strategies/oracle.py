@@ -19,6 +19,7 @@ from convoy.events.event import Event, Sink
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.batch import split_batch
+from convoy.strategies.concurrent import Concurrent
 from convoy.strategies.hybrid import Hybrid, HybridStep
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.step import PipelinedStep
@@ -44,14 +45,15 @@ def inline(strategy: Strategy) -> Strategy:
     """The same strategy in one thread. Raises OptionError for one that has no oracle."""
     if isinstance(strategy, Pipelined):
         return replace(strategy, engine="inline", recut="off")
-    if isinstance(strategy, Speculative):
+    if isinstance(strategy, (Speculative, Concurrent)):
         return replace(strategy, engine="inline")
     if isinstance(strategy, Hybrid):
         return replace(strategy, first=inline(strategy.first), then=inline(strategy.then))
     if isinstance(strategy, Sequential):
         return strategy
     raise OptionError(
-        f"strategy {strategy.name} has no oracle", hint="sequential, pipelined, speculative and hybrid have one"
+        f"strategy {strategy.name} has no oracle",
+        hint="sequential, pipelined, speculative, concurrent and hybrid have one",
     )
 
 
@@ -137,6 +139,8 @@ def _losses(results: Sequence[StepResult]) -> list[float]:
 
 def _repeating(strategy: Strategy, record: Record, *, recorded: bool) -> Strategy:
     """``strategy`` in one thread, with the cuts and the switch of the record."""
+    if isinstance(strategy, Concurrent) and strategy.groups is None and record.groups is not None:
+        strategy = replace(strategy, groups=record.groups)  # they were measured, and might come out otherwise
     if not isinstance(strategy, Hybrid):
         return _recut(inline(strategy), record.plans[0])
     rule = SwitchRule.parse(strategy.switch)

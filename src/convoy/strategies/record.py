@@ -28,7 +28,7 @@ class Record:
     """``drains``: the mini-batches before which the pipeline was drained. ``recuts``: those before which it was cut
     anew, and where. ``switch``: the one before which a hybrid went over. ``plans``: the pipelines' plans before and
     after the switch. ``losses`` by mini-batch. ``computed``: decisions made from the data of a mini-batch, by it and
-    their name."""
+    their name. ``groups``: of output channels, of a concurrent run."""
 
     drains: frozenset[int] = frozenset()
     recuts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class Record:
     losses: Mapping[int, float] = field(default_factory=dict)
     validations: tuple[Validation, ...] = ()
     computed: Mapping[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
+    groups: int | None = None
 
     @classmethod
     def of(cls, recorded: Iterable[Recorded]) -> Record:
@@ -61,6 +62,7 @@ class Record:
         losses: dict[int, float] = {}
         validations: list[Validation] = []
         computed: dict[tuple[int, str], Mapping[str, Any]] = {}
+        groups: int | None = None
         for event in events:
             match event.kind, event.name:
                 case "decision", "drain":
@@ -70,6 +72,8 @@ class Record:
                     recuts[event.batch] = tuple(event.data["cuts"])
                 case "decision", "switch":
                     switch = Decision("switch", event.batch, event.data.get("cause", "user"), event.data)
+                case "plan", "concurrent":
+                    groups = int(event.data["groups"])
                 case "plan", "pipelined":
                     plans[switch is not None].append(event.data)
                 case "decision", name if event.data.get("cause") == "data":
@@ -82,7 +86,14 @@ class Record:
                         Validation(event.batch + 1, data.get("validation_accuracy"), data.get("validation_loss"))
                     )
         return cls(
-            frozenset(drains), recuts, switch, (tuple(plans[0]), tuple(plans[1])), losses, tuple(validations), computed
+            drains=frozenset(drains),
+            recuts=recuts,
+            switch=switch,
+            plans=(tuple(plans[0]), tuple(plans[1])),
+            losses=losses,
+            validations=tuple(validations),
+            computed=computed,
+            groups=groups,
         )
 
 

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convoy import oracle
 from convoy.errors import OptionError, WorkerFailed
 from convoy.schedule.schedule import DRIVER, Schedule
 from convoy.schedule.walk import walk
 from convoy.strategies.base import Settings
 from convoy.strategies.concurrent import Concurrent, build
+from convoy.strategies.concurrent import step as steps
 from convoy.strategies.concurrent.plan import ConcurrentPlan
 from convoy.strategies.concurrent.schedule import CONV, NONCONV
 from convoy.strategies.registry import make_strategy
@@ -126,7 +128,7 @@ def test_a_change_of_mode_keeps_the_groups(make, images):
             step(x, y)
             assert step.plan().groups == 2
     assert model[1].num_batches_tracked == 2
-    assert step.state() == {"batch": 3, "version": 3}
+    assert step.state() == {"batch": 3, "version": 3, "groups": 2}
 
 
 @pytest.mark.parametrize("engine", ["inline", "threads"])
@@ -142,6 +144,42 @@ def test_a_failure_names_the_task(make, images, concurrent, engine):
 def test_no_thread_is_left(make, images, concurrent):
     concurrent(make("vgg"), images([4], torch.float32))
     assert not [t for t in threading.enumerate() if t.name.startswith("convoy ")]
+
+
+def test_a_run_with_measured_groups_is_repeated_and_resumed_with_these(make, images, differing, monkeypatch):
+    """Whatever would be measured the next time."""
+    chosen = iter([4, 1, 1])
+    data = images([4] * 4, torch.float32)
+
+    def parts():
+        model = make("dense", dropout=0.3)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def plan_for(*args, count, **options):
+        return real(*args, count=count or next(chosen), **options)
+
+    real = steps.plan_for
+    monkeypatch.setattr(steps, "plan_for", plan_for)
+    events, (model, optimizer) = [], parts()
+    with Concurrent().bind(model, F.cross_entropy, optimizer, settings=Settings(threads=2), sink=events.append) as step:
+        found = [step(x, y).loss.item() for x, y in data]
+        assert step.state()["groups"] == 4
+
+    again, optimizer = parts()
+    run = oracle(again, F.cross_entropy, optimizer, Concurrent(), data, settings=Settings(threads=2), events=events)
+    assert run.plan.groups == 4 and list(run.losses) == found
+    assert differing(again.state_dict(), model.state_dict()) == []
+
+    half, optimizer = parts()
+    strategy = Concurrent(engine="inline")
+    with Concurrent(groups=4, engine="inline").bind(half, F.cross_entropy, optimizer) as step:
+        state = [step(x, y) and step.state() for x, y in data[:2]][-1]
+    with strategy.bind(half, F.cross_entropy, optimizer) as step:
+        step.restore(state)
+        for x, y in data[2:]:
+            step(x, y)
+        assert step.plan().groups == 4
+    assert differing(half.state_dict(), model.state_dict()) == []
 
 
 def test_by_name():

@@ -91,6 +91,15 @@ class ConcurrentStep(RecurringStep):
             )
         return (InlineEngine if self._kind == "inline" else ThreadsEngine)(program, store, options)
 
+    def state(self) -> Mapping[str, Any]:
+        """The groups too: measured again they might come out otherwise, and with them the last digits."""
+        return {**super().state(), "groups": self._groups}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        if self._groups is None:
+            self._groups = state.get("groups")
+
     def plan(self) -> ConcurrentPlan | None:
         assert self._plan is None or isinstance(self._plan, ConcurrentPlan)
         return self._plan
