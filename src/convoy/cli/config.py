@@ -31,6 +31,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _nodes(value: Any) -> Any:
+    """``"3"`` as 3 and ``"2,1,1"`` as its numbers; the rest stays."""
+    return _listed(value) if isinstance(value, str) and "," in value else value
+
+
 def _bytes(value: Any) -> Any:
     """``"1.5GB"`` as 1500000000; the rest stays."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower()) if isinstance(value, str) else None
@@ -43,6 +48,8 @@ def _saving(value: Any) -> Any:
 
 _SPECULATIVE = "speculative"
 _PIPELINED = "pipelined hybrid"  # a hybrid hands these on to its pipeline
+
+_BILAYERED = "bilayered"
 
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -104,7 +111,7 @@ class TrainConfig(BaseModel):
     inner: str | None = _option(
         "Strategy",
         "tasks: every step as a graph of tasks, on workers of one thread each.",
-        of="sequential hybrid",
+        of=f"sequential hybrid {_BILAYERED}",
         value="whole|tasks",
     )
     stages: Annotated[Literal["auto"] | int, BeforeValidator(_saving)] | None = _option(
@@ -148,7 +155,7 @@ class TrainConfig(BaseModel):
     engine: str | None = _option(
         "Strategy",
         "What runs the workers; inline: all in one thread, the oracle. streams and ray: pipelines only.",
-        of=f"{_PIPELINED} {_SPECULATIVE} concurrent",
+        of=f"{_PIPELINED} {_SPECULATIVE} concurrent {_BILAYERED}",
         value="auto|inline|threads|streams|ray",
     )
     groups: Count | None = _option(
@@ -185,10 +192,32 @@ class TrainConfig(BaseModel):
     memory: Annotated[int, Field(ge=1), BeforeValidator(_bytes)] | None = _option(
         "Strategy", "Bound on what is remembered, such as 256MB.", of=_SPECULATIVE, value="BYTES"
     )
+    nodes: Annotated[int | tuple[float, ...], BeforeValidator(_nodes)] | None = _option(
+        "Strategy", "How many nodes, or their nominal speeds.", of=_BILAYERED, value="N|X,X,…"
+    )
+    update: str | None = _option(
+        "Strategy",
+        "How pushes are merged: agwu and sgwu as published, their mended forms, or local-sgd.",
+        of=_BILAYERED,
+        value="agwu[-mended]|sgwu[-mended]|local-sgd",
+    )
+    allocation: str | None = _option(
+        "Strategy", "How samples are shared out.", of=_BILAYERED, value="idpa[-mended]|even"
+    )
+    batches: Count | None = _option("Strategy", "Batches that samples are allocated in.", of=_BILAYERED, value="N")
+    round: Annotated[int | str, BeforeValidator(_number)] | None = _option(
+        "Strategy", "Push after a local pass, or after so many mini-batches.", of=_BILAYERED, value="pass|N"
+    )
+    quality: bool | None = _option(
+        "Strategy", "Weigh pushes by their accuracy on held-out samples. By default as the update needs.", of=_BILAYERED
+    )
+    deltas: str | None = _option(
+        "Strategy", "Precision in which weights travel.", of=_BILAYERED, value="float32|bfloat16"
+    )
     address: str | None = _option(
         "Strategy",
         "With --engine ray: the cluster, HOST:PORT or auto. By default this machine.",
-        of=_PIPELINED,
+        of=f"{_PIPELINED} {_BILAYERED}",
         value="ADDRESS",
     )
     insecure: bool | None = _option("Strategy", "Take a Ray cluster that asks for no token.", of=_PIPELINED)

@@ -18,6 +18,7 @@ STRATEGIES = {
     "hybrid": "convoy.strategies.hybrid:Hybrid",
     "speculative": "convoy.strategies.speculative:Speculative",
     "concurrent": "convoy.strategies.concurrent:Concurrent",
+    "bilayered": "convoy.strategies.bilayered:BiLayered",
 }
 
 
