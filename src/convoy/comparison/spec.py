@@ -37,11 +37,16 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
 def parse(text: str) -> Strategy:
     """The strategy that the text describes. Raises OptionError."""
     name, fields = split_spec(text)
-    kind = strategy_class(name)
-    kinds: dict[str, str] = {}
-    if dataclasses.is_dataclass(kind):
-        kinds = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    kinds = _kinds(name)
+    if name == "hybrid":  # which hands most fields on
+        kinds = _kinds(fields.get("then", "sequential")) | _kinds(fields.get("first", "pipelined")) | kinds
     return make_strategy(name, **{key: _value(value, kinds.get(key, "")) for key, value in fields.items()})
+
+
+def _kinds(name: str) -> dict[str, str]:
+    """Field → its type as it is written."""
+    kind = strategy_class(name)
+    return {field.name: str(field.type) for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
 
 
 def labelled(strategies: Sequence[Strategy | str] | Mapping[str, Strategy | str]) -> dict[str, Strategy]:
@@ -65,15 +70,19 @@ def labelled(strategies: Sequence[Strategy | str] | Mapping[str, Strategy | str]
 
 
 def _value(text: str, kind: str) -> Any:
+    """The text as a value of the type ``kind``, as it is written in the strategy."""
     if "tuple" in kind or "Sequence" in kind:
-        return tuple(_one(part.strip()) for part in text.split(","))
-    return _one(text)
+        return tuple(_one(part.strip(), kind) for part in text.split(","))
+    return _one(text, kind)
 
 
-def _one(text: str) -> Any:
-    for make in (int, float):
-        try:
-            return make(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
+def _one(text: str, kind: str) -> Any:
+    if "bool" in kind and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for name, make in (("int", int), ("float", float)):
+        if name in kind:
+            try:
+                return make(text)
+            except ValueError:
+                continue
+    return text

@@ -1,0 +1,104 @@
+import dataclasses
+
+import pytest
+
+from convoy.comparison import Comparison
+from convoy.comparison.comparison import Turn
+from convoy.comparison.findings import common_target, findings, warnings
+
+A = [[(2.0, 0.5), (2.0, 0.8), (2.0, 0.9)]]
+B = [[(3.0, 0.6), (1.0, 0.85), (1.0, 0.95)]]
+
+
+def test_one_seed_is_said_without_an_interval(numbers):
+    found = findings(numbers(a=A, b=B))
+    assert found.target == 0.9
+    assert found.sentences == (
+        "b reached 90 % in 0.83 of the time of a (one seed)",
+        "An epoch of b took 0.50 ± 0.00 of the time of one of a (2 pairs of epochs)",
+        "b ended with 5.00 percentage points more accuracy than a (one seed)",
+    )
+    assert found.head[-1] == "s to 90 %"
+    assert found.rows[0] == ("a", "1/1", "2", "5", "90.00 %", "90.00 %", "6.0")
+    assert found.rows[1] == ("b", "1/1", "1", "10", "95.00 %", "95.00 %", "5.0")
+    assert found.warnings == ("one seed: differences in accuracy, and in the time to reach it, are seen once",)
+
+
+def test_seeds_are_compared_in_pairs(numbers):
+    slow = [[(4.0, 0.9)], [(8.0, 0.92)], [(12.0, 0.94)]]
+    fast = [[(2.0, 0.91)], [(4.0, 0.93)], [(6.0, 0.95)]]
+    found = findings(numbers(a=slow, b=fast))
+    assert found.sentences[0] == "b reached 90 % in 0.50 ± 0.00 of the time of a (3 seeds)"
+    assert found.sentences[2] == "b ended with 1.00 ± 0.00 percentage points more accuracy than a (3 seeds)"
+    assert found.warnings == ()
+
+
+def test_differences_within_the_interval_are_not_separated(numbers):
+    found = findings(numbers(a=[[(1.0, 0.90)], [(1.0, 0.92)]], b=[[(1.0, 0.93)], [(1.0, 0.91)]]))
+    assert "are not separated: +1.00 ± 25.41 percentage points (2 seeds)" in found.sentences[2]
+
+
+def test_wide_intervals_are_written_out(numbers):
+    found = findings(numbers(a=[[(1.0, 0.9)], [(3.0, 0.9)]], b=[[(2.0, 0.9)], [(2.0, 0.9)]]))
+    assert found.sentences[0].startswith("b reached 90 % in 1.15 (95 % interval 0.0")
+
+
+def test_the_target_is_the_highest_whole_percent_that_all_reached(numbers):
+    assert common_target(numbers(a=[[(1, 0.971), (1, 0.96)]], b=[[(1, 0.99)]])) == 0.97
+    assert common_target(numbers(a=[[(1, 0.97)]], b=[[(1, 0.97)]])) == 0.97
+    assert common_target(numbers(a=[[(1, 0.97)]], b=[[(1, None)]])) is None
+    assert common_target(numbers(a=[[(1, 0.004)]], b=[[(1, 0.5)]])) is None
+
+
+def test_a_target_that_one_missed(numbers):
+    found = findings(numbers(target=0.95, a=A, b=B))
+    assert found.sentences[0] == "a did not always reach 95 %: both did with no seed"
+    assert found.rows[0][-1] == "–" and found.rows[1][-1] == "5.0"
+
+
+def test_without_accuracies_times_are_compared(numbers):
+    found = findings(numbers(a=[[(1.0, None), (2.0, None)]], b=[[(1.0, None), (1.0, None)]]))
+    assert found.target is None
+    assert found.sentences == ("An epoch of b took 0.50 of the time of one of a (1 pair of epochs)",)
+
+
+def test_a_failed_run_is_left_out_and_named(numbers):
+    made = numbers(a=[*A, *A], b=[*B, *B])
+    made.outcome("b", 1).status, made.outcome("b", 1).error = "failed", "the loss is nan"
+    found = findings(made)
+    assert found.rows[1][1] == "1/2"
+    assert "(one seed)" in found.sentences[0]
+    assert found.warnings[0] == "b with seed 1 failed: the loss is nan"
+    made.outcome("b", 0).status = "failed"
+    assert findings(made).sentences == ("b cannot be compared with a: no seed of which both have an epoch",)
+
+
+def test_what_makes_the_numbers_unsure(numbers):
+    slow = [(1.0, 0.5)] * 5
+    slow[3] = (4.0, 0.5)
+    made = numbers(a=[slow, [(1.0, 0.5)] * 5])
+    made.turns = [Turn(0, 1, 0, "a", load) for load in (0.1, None, 1.4)]
+    made.outcome("a", 1).status = "unfinished"
+    assert warnings(made) == [
+        "the comparison is not finished: 1 of its runs are not",
+        "epoch 4 of a with seed 0 took 4.0 times the median: something else may have run",
+        "other programs kept more than 0.5 cores busy in 1 of 2 turns (1.4 at most): repeat it on a quiet machine",
+    ]
+
+
+def test_a_comparison_comes_back_from_json(numbers):
+    made = numbers(a=A, b=B)
+    made.turns = [Turn(0, 1, 0, "a", 0.1)]
+    back = Comparison.from_dict(made.to_dict())
+    assert dataclasses.asdict(back) == dataclasses.asdict(made)
+    assert back.to_dict()["findings"]["sentences"] == list(findings(made).sentences) or (
+        tuple(back.to_dict()["findings"]["sentences"]) == findings(made).sentences
+    )
+
+
+def test_seconds_count_up_and_targets_are_reached_at_the_end_of_an_epoch(numbers):
+    outcome = numbers(a=A).outcome("a", 0)
+    assert outcome.seconds() == [2.0, 4.0, 6.0]
+    assert outcome.seconds_to(0.8) == 4.0
+    assert outcome.seconds_to(0.91) is None
+    assert outcome.best_accuracy() == pytest.approx(0.9)
