@@ -54,6 +54,20 @@ def test_sums_begin_anew_with_an_epoch_and_a_resumed_one_in_its_middle():
     assert lines[2].startswith("epoch 2/2 · batch 1/10 · loss 1.0000 · accuracy 75.00%")
 
 
+def test_what_was_speculated_is_told_while_it_runs_and_with_the_epoch():
+    out = io.StringIO()
+    progress = Progress(out, plain_seconds=0.0)
+    progress(BEGIN)
+    for index, measures in enumerate([{}, {"accepted": 0.5}, {"accepted": 1.0, "agreement": 0.614, "time_saved": 0.2}]):
+        event = step(1, index)
+        progress(Event("step", "step", batch=index, data={**event.data, **measures}))
+    progress(epoch(1))
+    lines = out.getvalue().splitlines()
+    assert "accepted" not in lines[1] and " · accepted 50%" in lines[2] and "agreement" not in lines[2]
+    assert " · accepted 75% · agreement 0.61 · time saved 20%" in lines[3]
+    assert lines[4].endswith(" s · accepted 75% · agreement 0.61 · time saved 20%")
+
+
 def test_a_terminal_gets_a_live_bar_and_lasting_lines(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

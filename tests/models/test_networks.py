@@ -14,6 +14,7 @@ LARGE = ("vgg16-imagenet", "resnet101", "resnet224", "resnet362")
 # Counted by hand from the layer tables (ImageNet ones: 1,000 classes), and the numbered layers.
 PARAMETERS_AND_LAYERS = {
     "lenet5": (61_706, 5),
+    "plain6": (288_298, 7),
     "alexnet": (23_294_922, 8),
     "vgg16": (15_249_354, 16),
     "resnet20": (269_722, 20),

@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from convoy.events.event import Event
-from convoy.events.nodes import node_table
 
 _RATE_SECONDS = 10.0  # samples per second are those of the last so many seconds
 
@@ -50,14 +49,14 @@ class Progress:
         self._samples = 0
         self._loss_sum = 0.0
         self._correct: int | None = 0
+        self._accepted: list[float] = []  # shares of the mini-batches of the epoch, where a strategy speculates
+        self._last: Mapping[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
         if event.kind == "step":
             self._step(event)
         elif event.kind == "epoch":
-            self._print(epoch_line(event.data, self._epochs))
-        elif event.kind == "nodes":
-            self._print(node_table(event.data["nodes"]))
+            self._print(" · ".join([epoch_line(event.data, self._epochs), *self._speculated()]))
         elif event.kind == "warning":
             self._print(f"warning: {event.data.get('message', event.name)}")
         elif event.kind == "run":
@@ -91,6 +90,9 @@ class Progress:
         self._loss_sum += (data["loss"] or 0.0) * samples
         correct = data.get("correct")
         self._correct = None if correct is None or self._correct is None else self._correct + correct
+        self._last = data
+        if "accepted" in data:
+            self._accepted.append(data["accepted"])
         self._recent.append((now, samples))
         while len(self._recent) > 1 and now - self._recent[0][0] > _RATE_SECONDS:
             self._recent.popleft()
@@ -119,9 +121,21 @@ class Progress:
         parts.append(f"{self.rate():.0f} samples/s")
         if in_flight:
             parts.append(f"in flight {in_flight}")
+        parts += self._speculated()
         left = self._seconds_left()
         if left is not None:
             parts.append(f"{clock_time(left)} left")
+        return parts
+
+    def _speculated(self) -> list[str]:
+        """What a strategy that speculates says: samples accepted in this epoch, agreement and time saved now."""
+        parts = []
+        if self._accepted:
+            parts.append(f"accepted {sum(self._accepted) / len(self._accepted):.0%}")
+        if "agreement" in self._last:
+            parts.append(f"agreement {self._last['agreement']:.2f}")
+        if "time_saved" in self._last:
+            parts.append(f"time saved {self._last['time_saved']:.0%}")
         return parts
 
     def _show(self, in_flight: int) -> None:

@@ -40,6 +40,7 @@ def _imagenet_resnet(depth: int, block: str, parameters: str) -> Network:
 
 _NETWORKS: Mapping[str, Network] = {
     "lenet5": Network("lenet", "lenet5", "LeNet-5: 2 convolutions, 3 linear layers, 28 or 32 pixels, 62 k weights"),
+    "plain6": Network("plain", "plain6", "Plain CNN: 6 convolutions without BatchNorm, 1 linear layer, 0.29 M weights"),
     "alexnet": Network(
         "alexnet",
         "alexnet",

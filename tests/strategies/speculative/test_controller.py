@@ -17,7 +17,7 @@ def modes(controller: Controller, batches: int, agreements: list[float]) -> str:
         mode = controller.mode(batch)
         said += mode[0]
         if mode == "probe":
-            controller.observe(pending.pop(0))
+            controller.observe(pending.pop(0), 1.0)
     return said
 
 
@@ -25,6 +25,14 @@ def test_agreement_switches_on_and_off_with_hysteresis() -> None:
     rule = Rule.parse("auto:0.7,0.5,4")
     #                                     on        stays on     off: (0.65 + 0) / 2     stays off: 0.66
     assert modes(Controller(rule, 3), 19, [0.8, 0.5, 0.0, 1.0]) == "eeepssspssspeeepeee"
+
+
+def test_speculation_that_accepts_too_little_is_switched_off() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,1"), 1)
+    assert not controller.observe(1.0, 0.2)
+    assert controller.observe(1.0, 0.4) and controller.on  # (0.2 + 0.4) / 2
+    assert not controller.observe(1.0, 0.1)
+    assert controller.observe(1.0, 0.0) and not controller.on
 
 
 def test_always_speculates_and_probes_where_asked() -> None:
@@ -39,16 +47,16 @@ def test_a_restored_controller_goes_on_alike(agreements: list[float], cut: int) 
     for place, agreement in enumerate(agreements):
         if place == cut:
             other.restore(one.state())
-        one.observe(agreement)
+        one.observe(agreement, abs(agreement))
         if place >= cut:
-            other.observe(agreement)
+            other.observe(agreement, abs(agreement))
     assert one.state() == other.state() and one.mode(100) == other.mode(100)
 
 
 @given(st.lists(st.floats(-1, 0.29), min_size=1))
 def test_noise_is_never_trained_on(agreements: list[float]) -> None:
     controller = Controller(Rule.parse("auto:0.3,0.1,1"), 1)
-    assert not any(controller.observe(a) or controller.on for a in agreements)
+    assert not any(controller.observe(a, 1.0) or controller.on for a in agreements)
 
 
 @pytest.mark.parametrize("text", ["", "never", "auto:1", "auto:0.5,0.7,3", "auto:0.7,0.5,0", "auto:a,b,c", "always:x"])

@@ -1,8 +1,8 @@
 """When to speculate: after an exact warm-up, while the gradients that it gives agree with the exact ones.
 
 Every ``every``-th mini-batch after the warm-up is a *probe*: it trains exactly, and the gradient that speculation would
-have given is computed beside it. Their cosine, smoothed, switches speculation on and off, with hysteresis. A decision
-from data: a replay comes to the same.
+have given is computed beside it. Their cosine, smoothed, switches speculation on and off, with hysteresis; so does the
+share of accepted samples, below which speculating only costs time. A decision from data: a replay comes to the same.
 """
 
 from __future__ import annotations
@@ -50,15 +50,19 @@ class Rule:
 
 
 class Controller:
-    """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes a probe's agreement."""
+    """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes what a probe found."""
 
     SMOOTHING = 0.5
+    ENOUGH, TOO_FEW = 0.3, 0.15
+    """Share of accepted samples, smoothed: speculation begins at the one and ends below the other."""
 
     def __init__(self, rule: Rule, warmup: int) -> None:
         self._rule, self._warmup = rule, warmup
         self.on = rule.always
         self.agreement: float | None = None
         """Smoothed cosine of speculated and exact gradients; None before the first probe."""
+        self.accepted: float | None = None
+        """Smoothed share of the samples that probes would have accepted."""
 
     def mode(self, batch: int) -> Mode:
         since = batch - self._warmup
@@ -68,16 +72,21 @@ class Controller:
             return "probe"
         return "speculate" if self.on else "exact"
 
-    def observe(self, agreement: float) -> bool:
+    def observe(self, agreement: float, accepted: float) -> bool:
         """Whether this switches speculation on or off."""
-        before, kept = self.on, self.SMOOTHING
-        self.agreement = agreement if self.agreement is None else kept * self.agreement + (1 - kept) * agreement
+        before = self.on
+        self.agreement = self._smooth(self.agreement, agreement)
+        self.accepted = self._smooth(self.accepted, accepted)
         if not self._rule.always:
-            self.on = self.agreement >= (self._rule.off if self.on else self._rule.on)
+            agree, enough = (self._rule.off, self.TOO_FEW) if self.on else (self._rule.on, self.ENOUGH)
+            self.on = self.agreement >= agree and self.accepted >= enough
         return self.on != before
 
+    def _smooth(self, before: float | None, value: float) -> float:
+        return value if before is None else self.SMOOTHING * before + (1 - self.SMOOTHING) * value
+
     def state(self) -> dict[str, Any]:
-        return {"on": self.on, "agreement": self.agreement}
+        return {"on": self.on, "agreement": self.agreement, "accepted": self.accepted}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.on, self.agreement = bool(state["on"]), state["agreement"]
+        self.on, self.agreement, self.accepted = bool(state["on"]), state["agreement"], state["accepted"]

@@ -168,8 +168,9 @@ class SpeculativeStep:
 
     def _probed(self, batch: int, data: Mapping[str, Any]) -> None:
         self._decide("probe", batch, data)
-        if self._controller.observe(data["agreement"]):
-            told = {"on": self._controller.on, "agreement": self._controller.agreement}
+        controller = self._controller
+        if controller.observe(data["agreement"], data["accepted"]):
+            told = {"on": controller.on, "agreement": controller.agreement, "accepted": controller.accepted}
             self._decide("speculation", batch, told)
 
     def _decide(self, name: str, batch: int, data: Mapping[str, Any]) -> None:
