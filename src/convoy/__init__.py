@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convoy.comparison import Comparison as Comparison
+    from convoy.comparison import Workload as Workload
+    from convoy.comparison import compare as compare
     from convoy.data import open_data as open_data
     from convoy.errors import ConvoyError as ConvoyError
     from convoy.planning import plan as plan
@@ -29,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Concurrent": "convoy.strategies.concurrent",
+    "Comparison": "convoy.comparison",
     "ConvoyError": "convoy.errors",
     "EarlyStopping": "convoy.training.callbacks",
     "History": "convoy.training.history",
@@ -40,12 +44,15 @@ _HOME = {
     "Speculative": "convoy.strategies.speculative",
     "Strategy": "convoy.strategies.base",
     "Trainer": "convoy.training.trainer",
+    "Workload": "convoy.comparison",
+    "compare": "convoy.comparison",
     "open_data": "convoy.data",
     "oracle": "convoy.strategies.oracle",
     "plan": "convoy.planning.plan",
 }
 __all__ = [
     "Concurrent",
+    "Comparison",
     "ConvoyError",
     "EarlyStopping",
     "History",
@@ -57,7 +64,9 @@ __all__ = [
     "Speculative",
     "Strategy",
     "Trainer",
+    "Workload",
     "__version__",
+    "compare",
     "open_data",
     "oracle",
     "plan",
