@@ -32,7 +32,7 @@ class Hardware:
     units: Units
     host: Host
     energy: Energy
-    address_map: MapName = "bg"
+    address_map: MapName = "col"
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, bool) or not isinstance(self.channels, int) or self.channels < 1:

@@ -124,7 +124,7 @@ def _remove(s: Integers, queue: int, slot: int) -> None:
 
 
 @compiled
-def _record(s: Integers, trace: Integers, clock: int, command: int, bank: int, row: int) -> None:
+def record(s: Integers, trace: Integers, clock: int, command: int, bank: int, row: int) -> None:
     place = 4 * s[TRACED]
     if place + 4 <= trace.size:
         trace[place], trace[place + 1], trace[place + 2], trace[place + 3] = clock, command, bank, row
@@ -162,7 +162,7 @@ def _issue(s: Integers, trace: Integers, clock: int, command: int, bank: int, ro
         s[HIT + bank] = s[HIT + BANKS + bank] = -1
     _note(s, 0, bank)
     _note(s, 1, bank)
-    _record(s, trace, clock, command, bank, row)
+    record(s, trace, clock, command, bank, row)
 
 
 @compiled
@@ -193,7 +193,7 @@ def close_all(s: Integers, trace: Integers, clock: int) -> int:
         _note(s, 0, bank)
         _note(s, 1, bank)
     s[OPEN_BANKS] = 0
-    _record(s, trace, clock, PRE, -1, 0)
+    record(s, trace, clock, PRE, -1, 0)
     return clock
 
 
@@ -209,7 +209,7 @@ def refresh_step(s: Integers, trace: Integers, clock: int) -> int:
     _hold_back(s, REFRESH, 0, clock)
     s[DUE] += s[REFI]
     s[REFRESHES] += 1
-    _record(s, trace, clock, REFRESH, -1, 0)
+    record(s, trace, clock, REFRESH, -1, 0)
     return clock + 1
 
 
