@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from convoy.graph.graph import Graph, Node
-from convoy.graph.split import Segment, cut_name
+from convoy.graph.split import Segment, crossing, cut_name
 from convoy.strategies.pipelined.clock import delays, staleness_in_updates
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.plan import PipelinePlan, StagePlan, predict
@@ -72,7 +72,7 @@ def describe(
                 delay=stage_delays[index - 1],
                 staleness=stale[index - 1],
                 handed_bytes=sum(graph.by_name[name].output_bytes for name in segment.outputs),
-                activation_bytes=profile.saved_bytes(start, stop) * parts if profile else None,
+                activation_bytes=_activation_bytes(profile, graph, start, stop, parts) if profile else None,
                 forward_seconds=times[index - 1].forward_seconds if times else None,
                 backward_seconds=times[index - 1].backward_seconds if times else None,
                 extra_weight_bytes=round(
@@ -136,6 +136,17 @@ def _title(nodes: Sequence[Node]) -> str:
         if node.kind not in _GLUE:
             return f"{node.scope} ({node.kind})" if node.scope else node.kind
     return nodes[0].scope or nodes[0].kind
+
+
+def _activation_bytes(profile: Profile, graph: Graph, start: int, stop: int, parts: int) -> int:
+    """What a stage keeps of a mini-batch: what autograd saves there (``profile`` knows it of one of ``parts``), and
+    what it hands on without having saved it (the content of the pipeline register, which waits for the next stage)."""
+    saved, last = profile.saved_bytes(start, stop) * parts, len(graph.nodes)
+    if stop == last:
+        return saved
+    handed = sum(graph.by_name[name].output_bytes for name in crossing(graph, stop))
+    on_both_sides = saved + (profile.saved_bytes(stop, last) - profile.saved_bytes(start, last)) * parts
+    return saved + max(0, handed - on_both_sides)
 
 
 _GLUE = frozenset(("getitem", "size", "attribute", "identity", "detach", "other", "chunk", "split"))
