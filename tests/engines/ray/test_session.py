@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ from convoy.errors import MachineError, OptionError
 class Calls:
     """A module ``ray`` that writes down what is asked of it."""
 
-    def __init__(self, initialized: bool = False, fails: Exception | None = None) -> None:
-        self.initialized, self.fails = initialized, fails
+    def __init__(self, initialized: bool = False, fails: Sequence[BaseException] = ()) -> None:
+        self.initialized, self.fails = initialized, list(fails)
         self.made: list[tuple[str, Any]] = []
 
     def is_initialized(self) -> bool:
@@ -30,7 +31,7 @@ class Calls:
     def init(self, **options: Any) -> None:
         self.made.append(("init", (options, dict(os.environ))))
         if self.fails:
-            raise self.fails
+            raise self.fails.pop()
         self.initialized = True
 
     def shutdown(self) -> None:
@@ -118,13 +119,29 @@ def test_the_client_protocol_is_refused(calls: Calls) -> None:
 
 def test_a_start_that_fails_leaves_nothing_behind(calls: Calls) -> None:
     before = dict(os.environ)
-    calls.fails = RuntimeError("no room\nand more")
+    calls.fails = [RuntimeError("no room\nand more"), RuntimeError("too slow")]
     with pytest.raises(MachineError, match=r"^Ray does not answer on this machine: no room$"):
         connect()
-    assert calls.made[-1] == ("shutdown", None) and dict(os.environ) == before
-    calls.fails = None
+    assert [name for name, _ in calls.made] == ["init", "shutdown"] * 2 and dict(os.environ) == before
+    calls.fails = [RuntimeError("too slow")]
     with connect() as made:
         assert made.owned
+    assert [name for name, _ in calls.made[4:]] == ["init", "shutdown", "init", "shutdown"]
+
+
+def test_a_cluster_is_not_asked_twice(calls: Calls) -> None:
+    calls.fails = [ConnectionError("no such host")]
+    with pytest.raises(MachineError, match="Ray does not answer at head:6379: no such host") as refused:
+        connect("head:6379", insecure=True)
+    assert len(calls.made) == 2 and "ray start --head" in str(refused.value.hint)
+
+
+def test_ctrl_c_while_it_starts_is_passed_on(calls: Calls) -> None:
+    before = dict(os.environ)
+    calls.fails = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+    assert [name for name, _ in calls.made] == ["init", "shutdown"] and dict(os.environ) == before
 
 
 def test_cores_that_are_not_there_are_refused(fake_ray: Any) -> None:

@@ -30,6 +30,7 @@ from convoy.schedule.action import Action, Ref
 
 GROUPS = {"control": 1, "values": 2, "health": 1}
 """Concurrency groups of the actor, with their threads."""
+_LINGER_SECONDS = 0.005  # what happens just after belongs to the same report: a backward and its update
 _INLINE_BYTES = 65536  # larger arrays go through the object store
 
 
@@ -175,7 +176,8 @@ class Host:
         also nothing. ``{"done": [[kind, subject, batch, part]], "events": [[name, start, end, batch, data]],
         "results": [[batch, part, result]], "failed": [{"action", "kind", "message", "hint", "trace"}]}``."""
         with self._changed:
-            self._changed.wait_for(lambda: any(self._news.values()), timeout=seconds)
+            if self._changed.wait_for(lambda: any(self._news.values()), timeout=seconds):
+                self._changed.wait_for(lambda: bool(self._news["failed"]), timeout=_LINGER_SECONDS)
             news, self._news = self._news, _nothing()
         message = pack(news, f"the report of {self.lane}")
         return message.header, message.array

@@ -22,6 +22,7 @@ from convoy.engines.interrupts import uninterrupted
 from convoy.engines.ray.extra import ray_module
 from convoy.errors import MachineError, OptionError
 
+_ATTEMPTS = 2
 _token = secrets.token_hex(32)  # Ray reads it once a process, so a second local Ray must have the same
 _lock = threading.RLock()  # a finalizer may close a session in the middle of opening another
 _shared: dict[str, Any] = {"users": 0, "environment": {}}  # of the Ray that this process connected
@@ -109,10 +110,8 @@ def connect(address: str | None = None, *, insecure: bool = False, cpus: int = 1
         if address is None:
             options |= {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count() or 1)}
         try:
-            with uninterrupted(), _sigterm_kept(), _quiet():
-                ray.init(configure_logging=False, log_to_driver=False, **options)
+            _init(ray, options, attempts=_ATTEMPTS if address is None else 1)
         except BaseException as error:
-            ray.shutdown()
             _set(before)
             if not isinstance(error, Exception):
                 raise
@@ -121,6 +120,21 @@ def connect(address: str | None = None, *, insecure: bool = False, cpus: int = 1
             raise MachineError(f"Ray does not answer {where}: {_first_line(error)}", hint=hint) from error
         _shared.update(users=1, environment=before)
         return Session(ray, namespace, True, lambda: _leave(ray))
+
+
+def _init(ray: Any, options: Mapping[str, Any], attempts: int) -> None:
+    """``ray.init`` with what it changes about signals undone. Ray gives its own processes half a minute to start, which
+    on a machine that is busy is too short the first time."""
+    for left in range(attempts - 1, -1, -1):
+        try:
+            with uninterrupted(), _sigterm_kept(), _quiet():
+                ray.init(configure_logging=False, log_to_driver=False, **options)
+            return
+        except BaseException as error:
+            with _sigterm_kept(), _quiet():
+                ray.shutdown()
+            if not left or not isinstance(error, Exception):
+                raise
 
 
 def check_address(address: str, insecure: bool) -> None:
@@ -171,6 +185,7 @@ def _local_environment() -> dict[str, str | None]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
+        "RAY_worker_niceness": "0",  # else actors come after every other program
     }
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         environment["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _token
