@@ -14,6 +14,7 @@ _VERBS = {
     "evaluate": "Loss and accuracy of a trained network.",
     "predict": "Classify images.",
     "export": "Write a trained network as safetensors or ONNX.",
+    "compare": "Train under several strategies in turns, and say what the difference is.",
     "report": "Write one HTML page about a run or a comparison.",
     "doctor": "See whether this machine is fit for training.",
 }
@@ -38,6 +39,10 @@ def build(arguments: Sequence[str]) -> App:
             from convoy.cli.options import command
 
             app.command(command(arguments[1:], verb), name=verb, usage=f"Usage: convoy {verb} MODEL [OPTIONS]")
+        elif verb == "compare" and arguments[:1] == [verb]:
+            from convoy.cli import compare_options
+
+            app.command(compare_options.command(), name=verb, usage="Usage: convoy compare MODEL [OPTIONS]")
         else:
             app.command(f"convoy.cli.{verb}:{verb}", name=verb, help=line, sort_key=number)
     return app

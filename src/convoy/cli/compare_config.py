@@ -60,6 +60,8 @@ def build(
             raise OptionError(f"--{key} is {value!r}, but must be a number above 0")
     if own["seeds"] is not None and not isinstance(own["seeds"], int):
         raise OptionError(f"--seeds is {own['seeds']!r}, but must be a whole number")
+    if own["target"] is not None and own["target"] > 1:
+        raise OptionError(f"--target is {own['target']}, but an accuracy is a share of at most 1", hint="such as 0.97")
     train = {**{key: value for key, value in values.items() if key not in OWN_KEYS}, **given}
     _check_budget(train, own["minutes"])
     if own["minutes"] is not None:

@@ -13,16 +13,16 @@ from cyclopts import Group, Parameter
 from convoy.cli.config import TrainConfig, about, applies
 from convoy.strategies.registry import STRATEGIES
 
-_GROUPS = ("What", "Training", "Strategy", "Machine", "Run", "Command")
+GROUPS = ("What", "Training", "Strategy", "Machine", "Run", "Command")
 
 
 def command(arguments: Sequence[str], verb: str = "train") -> Callable[..., int]:
     """The function that cyclopts calls for ``convoy train ARGUMENTS``, or another verb that is told what a run is. All
     options are understood; the help shows those of the strategy that was chosen."""
     strategy = chosen(arguments)
-    groups = {name: Group(name, sort_key=number) for number, name in enumerate(_GROUPS)}
+    groups = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS)}
     flags = _flags(groups["Command"], verb)
-    parameters = [*_fields(strategy, groups), *flags]
+    parameters = [*option_parameters(strategy, groups), *flags]
     signature = inspect.Signature(parameters)
 
     def carry_out(*positional: Any, **keywords: Any) -> int:
@@ -67,7 +67,8 @@ def _only(strategy: str) -> Callable[[str], bool]:
     return lambda key: bool(about(key)["of"]) and applies(key, strategy)
 
 
-def _fields(strategy: str, groups: Mapping[str, Group]) -> list[inspect.Parameter]:
+def option_parameters(strategy: str, groups: Mapping[str, Group]) -> list[inspect.Parameter]:
+    """A parameter for every field of ``TrainConfig``; shown are those that apply to the strategy."""
     made = []
     for key, field in TrainConfig.model_fields.items():
         extra = about(key)
