@@ -45,7 +45,7 @@ class Record:
         did again, counts once."""
         kept: list[tuple[int, Event]] = []  # each with the mini-batch at which it fell
         place = 0
-        for event in map(_event, recorded):
+        for event in map(as_event, recorded):
             if (event.kind, event.name) == ("run", "begin"):
                 place = int(event.data.get("resumed_from") or 0)
                 kept = [(at, e) for at, e in kept if at < place or (at == place and e.name in ("drain", "recut"))]
@@ -97,7 +97,8 @@ class Record:
         )
 
 
-def _event(item: Recorded) -> Event:
+def as_event(item: Recorded) -> Event:
+    """Raises InputError for what is no event."""
     if isinstance(item, Event):
         return item
     if isinstance(item, Decision):

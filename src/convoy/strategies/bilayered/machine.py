@@ -176,7 +176,7 @@ def _wake(draft: Draft) -> None:
 def _lease(draft: Draft, node: int) -> None:
     state, rules = draft.nodes[node], draft.rules
     first, *rest = state.todo
-    size = first.size if rules.round is None else min(first.size, rules.round * rules.batch_size)
+    size = first.size if rules.round is None else min(first.size, _round(draft, node) * rules.batch_size)
     piece = Slice(first.job, first.start, first.start + size)
     if size < first.size:
         rest.insert(0, Slice(first.job, first.start + size, first.stop))
@@ -190,6 +190,19 @@ def _lease(draft: Draft, node: int) -> None:
         steps=state.steps + -(-size // rules.batch_size),
     )
     _grant(draft, node)
+
+
+def _round(draft: Draft, node: int) -> int:
+    """Mini-batches of a round. Mended, behind a barrier: in proportion to what the nodes hold, ``round`` on average,
+    so that they arrive together."""
+    rules = draft.rules
+    count = rules.round or 1
+    if rules.synchronous and rules.mended:
+        sizes = [sum(s.size for s in draft.segments if s.owner == j) for j in draft.live]
+        own = sum(s.size for s in draft.segments if s.owner == node)
+        if own and sum(sizes):
+            count = max(1, round(count * len(sizes) * own / sum(sizes)))
+    return count
 
 
 def _grant(draft: Draft, node: int) -> None:
