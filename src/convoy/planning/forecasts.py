@@ -24,8 +24,8 @@ COPIES = 8
 
 def sequential(bench: Bench, loss: Loss) -> Iterator[Row]:
     threads = available_threads(bench.settings)
+    held = activations(bench) + weights(bench)  # first: what the profile knows need not be measured again
     seconds, alone = bench.whole(threads), bench.whole(1)
-    held = activations(bench) + weights(bench)
     yield Row("sequential", "", seconds, (min(1.0, alone / seconds / threads),), (held,), 0.0, "plain training")
     if alone < seconds:  # small networks, or another program on one of the cores
         yield Row("sequential", "--threads 1", alone, (1.0,), (held,), 0.0, "plain training")

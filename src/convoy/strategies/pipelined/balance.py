@@ -8,6 +8,7 @@ the nodes; and if by the corrected costs another partition is better, that one r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -179,19 +180,25 @@ def _stage(
     segment: Segment, inputs: Sequence[Any], last: bool, target: Any, loss: Loss, seed: int, autocast: Any
 ) -> Stage:
     # As the pipeline will: weights are saved by reference wherever an update may come in between.
-    saving = CurrentWeights(segment.module.parameters(), derived=derived_parameters(segment.module))
+    weights = list(segment.module.parameters())
+    on_cuda = next((t.device for t in (*inputs, *weights) if isinstance(t, Tensor) and t.is_cuda), None)
+    saving = CurrentWeights(weights, derived=derived_parameters(segment.module))
 
     def forward() -> list[Tensor]:
         with torch.enable_grad(), autocast(), keyed(seed, 0):
-            if last:
-                return [t for t in tensors(loss(segment.module(*inputs), target)) if t.requires_grad]
-            with saving.hooks():
-                return [t for t in tensors(segment.module(*inputs)) if t.requires_grad]
+            with saving.hooks() if not last else nullcontext():
+                outputs = segment.module(*inputs)
+            roots = [t for t in tensors(loss(outputs, target) if last else outputs) if t.requires_grad]
+        if on_cuda is not None:
+            torch.cuda.synchronize(on_cuda)
+        return roots
 
     def backward(roots: list[Tensor]) -> None:
-        wanted = [t for t in (*inputs, *segment.module.parameters()) if isinstance(t, Tensor) and t.requires_grad]
+        wanted = [t for t in (*inputs, *weights) if isinstance(t, Tensor) and t.requires_grad]
         if not roots or not wanted:
             return
         torch.autograd.grad(roots, wanted, [torch.ones_like(r) for r in roots], allow_unused=True)
+        if on_cuda is not None:
+            torch.cuda.synchronize(on_cuda)
 
     return forward, backward
