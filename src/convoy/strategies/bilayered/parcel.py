@@ -14,8 +14,6 @@ import numpy as np
 from convoy.errors import RunError
 from convoy.strategies.bilayered.layout import Flat, Layout, from_bfloat16, is_weights, to_bfloat16
 
-DELTAS = ("float32", "bfloat16")
-
 
 @dataclass(frozen=True, slots=True)
 class Parcel:

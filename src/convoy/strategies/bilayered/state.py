@@ -10,6 +10,7 @@ from convoy.strategies.bilayered.ledger import Job, Segment, Slice, visits
 
 SYNCHRONOUS = ("sgwu", "sgwu-mended", "local-sgd")
 UPDATES = ("agwu", "agwu-mended", *SYNCHRONOUS)
+DELTAS = ("float32", "bfloat16")
 ALLOCATIONS = ("idpa", "idpa-mended", "even")
 
 

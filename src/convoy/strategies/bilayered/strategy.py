@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from convoy.errors import OptionError
 from convoy.strategies.base import DataStep, DataStrategy, Loss, Settings
-from convoy.strategies.bilayered.parcel import DELTAS
-from convoy.strategies.bilayered.state import ALLOCATIONS, UPDATES
+from convoy.strategies.bilayered.state import ALLOCATIONS, DELTAS, UPDATES
 
 if TYPE_CHECKING:
     import torch
