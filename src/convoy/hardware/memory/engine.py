@@ -180,6 +180,8 @@ def _ready(s: Integers, command: int, bank: int) -> int:
 @compiled
 def close_all(s: Integers, trace: Integers, clock: int) -> int:
     """Close all banks if that is possible at ``clock``; the clock at which it is possible, or ``clock`` if done."""
+    if s[OPEN_BANKS] == 0:
+        return clock
     first = 0
     for bank in range(s[NUM_BANKS]):
         if s[OPEN_ROW + bank] >= 0:

@@ -31,12 +31,20 @@ def refresh_clocks(memory: Memory, *, wrote: bool) -> int:
     return closed + memory.tRP + memory.tRFC + memory.tRCDRD - usual
 
 
-def commands(sequence: Sequence[Kernel], memory: Memory, units: Units, start: int, *, phase: int = 0) -> list[Row]:
-    """The commands of one round of each kernel of ``sequence``, the first column at ``start``: rows of (clock, command,
-    bank of the unit, row), for the checker of timing rules. Rows are opened ahead, so the list begins before ``start``.
-    """
+def commands(
+    sequence: Sequence[Kernel],
+    memory: Memory,
+    units: Units,
+    start: int | Sequence[int],
+    *,
+    phase: int = 0,
+) -> list[Row]:
+    """The commands of one round of each kernel of ``sequence``: rows of (clock, command, bank of the unit, row), for
+    the checker of timing rules. ``start``: clock of the first column of the first round, or one for each round. Rows
+    are opened ahead, so the list begins before that; all are closed at the end."""
     builder = _Builder(memory, units)
-    for number, kernel in enumerate(sequence):
+    starts = [start] * len(sequence) if isinstance(start, int) else start
+    for number, (kernel, start) in enumerate(zip(sequence, starts, strict=True)):
         bank = (phase + number) % units.banks_per_unit
         turn = number // units.banks_per_unit
         streams = {stream: index for index, stream in enumerate(dict.fromkeys(s for _, s, _ in kernel.steps if s))}

@@ -129,9 +129,12 @@ def run_segment(
             stale = True
             if front == first_read[k + 1]:
                 compute_end[k] = front_tau + base[k + 1] - front_point
-                if writes_left[k] == 0:
-                    host_done[k] = max(compute_end[k], last_write[k])
-                    parts_done += 1
+        while parts_done < parts and compute_end[parts_done] >= 0 and writes_left[parts_done] == 0:
+            k = parts_done  # in order: what needs a part needs those before it too
+            host_done[k] = max(compute_end[k], last_write[k])
+            if k > 0:
+                host_done[k] = max(host_done[k], host_done[k - 1])
+            parts_done += 1
         while passed < front and tau[passed & MASK] <= clock:
             passed += 1
         # --- what the host offers -----------------------------------------------------------------------
@@ -295,10 +298,6 @@ def run_segment(
                         out[L.WRITES_DONE] += 1
                         writes_left[k] -= 1
                         last_write[k] = max(last_write[k], clock + p[L.WRITE_LATENCY])
-                        if writes_left[k] == 0 and compute_end[k] >= 0:
-                            host_done[k] = max(compute_end[k], last_write[k])
-                            parts_done += 1
-                            becomes = min(becomes, host_done[k])
                     else:
                         out[L.READS_DONE] += 1
                         done[(number >> 1) & MASK] = clock + p[L.READ_LATENCY]
@@ -311,7 +310,8 @@ def run_segment(
                 program = units[u, L.KERNEL]
                 record(s, trace, clock, ENTER, -1, 0)
                 until = max(decided, last_column + p[L.READ_LATENCY]) + enter - p[L.READ_LATENCY]
-                until = max(until, clock + p[L.CLOSE_LATENCY])
+                # A refresh that the host began has to be over before the units open their rows.
+                until = max(until, clock + p[L.CLOSE_LATENCY], s[M.CHANNEL_READY + ACT] + p[L.ROW_LATENCY])
                 out[L.SWITCHING] += until - decided
                 away_from = decided
                 away_to = M.NEVER

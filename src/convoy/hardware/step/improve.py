@@ -23,11 +23,13 @@ SHARES: tuple[tuple[float, ...], ...] = (
     (3, 1),
 )
 QUARTERS = 4
+SLACKS = (0.0, 0.25, 0.5)  # see ``rearranged``; which is best is tried
 
 
-def rearranged(step: Step, hardware: Hardware) -> Step:
+def rearranged(step: Step, hardware: Hardware, slack: float) -> Step:
     """``step`` with weight gradients moved to later segments where they cover the units' work. All tasks are there,
-    some of them in parts by samples."""
+    some of them in parts by samples. ``slack``: how much more computing than work for the memory a segment should
+    have, as a share of the units' work, because the units end later than the host."""
     segments = [Segment(s.name, s.phase, list(s.host), list(s.units)) for s in step.segments]
     waiting: deque[HostTask] = deque()
     for segment in segments[step.forward :]:
@@ -38,6 +40,7 @@ def rearranged(step: Step, hardware: Hardware) -> Step:
                 segment.host.append(waiting.popleft())
             continue
         compute, memory, units = loads(segment, hardware)
+        units *= 1 + slack
         while waiting and compute < units + memory:
             task = waiting.popleft()
             one, its = _alone(task, hardware)

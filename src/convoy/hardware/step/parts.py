@@ -25,13 +25,14 @@ from convoy.hardware.tasks import LANE_BLOCK, HostTask, Segment, UnitTask
 @dataclass(frozen=True)
 class Parts:
     """``host``: [parts, 7], ``units``: [parts, 6] (columns in ``layout``). ``owners``: for each part of the units the
-    index of its task. ``host_owners``: the same for the host. ``groups``: shares of the channels."""
+    index of its task; ``kernels``: its kernel. ``host_owners``: as owners. ``groups``: shares of the channels."""
 
     host: Integers
     units: Integers
     host_owners: tuple[int, ...]
     owners: tuple[int, ...]
     groups: tuple[float, ...]
+    kernels: tuple[Kernel, ...]
 
     @property
     def requests(self) -> int:
@@ -72,6 +73,7 @@ def build(segment: Segment, hardware: Hardware, wanted: Sequence[float], *, seri
     last = len(host) - 1
     units: list[list[int]] = []
     owners: list[int] = []
+    kernels: list[Kernel] = []
 
     def put(index: int, share: float, needs: int) -> None:
         for kernel, elements in segment.units[index].kernels:
@@ -79,6 +81,7 @@ def build(segment: Segment, hardware: Hardware, wanted: Sequence[float], *, seri
             if row is not None:
                 units.append(row)
                 owners.append(index)
+                kernels.append(kernel)
 
     indices = range(len(segment.units))
     if serial or not segment.host:
@@ -96,6 +99,7 @@ def build(segment: Segment, hardware: Hardware, wanted: Sequence[float], *, seri
         tuple(host_owners),
         tuple(owners),
         shares,
+        tuple(kernels),
     )
 
 
@@ -106,7 +110,7 @@ def scaled(parts: Parts, factor: float) -> Parts:
     host[:, 0] = np.maximum(host[:, 0], 1)
     host[:, 1] = np.minimum(host[:, 1], host[:, 0])
     units[:, 0] = np.maximum(np.rint(units[:, 0] * factor).astype(np.int64), 1)
-    return Parts(host, units, parts.host_owners, parts.owners, parts.groups)
+    return Parts(host, units, parts.host_owners, parts.owners, parts.groups, parts.kernels)
 
 
 def _host_part(task: HostTask, hardware: Hardware, share: float, reread: bool, number: int) -> list[int]:

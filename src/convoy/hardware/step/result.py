@@ -19,8 +19,8 @@ from convoy.schedule.plan import columns
 @dataclass(frozen=True)
 class Row:
     """One segment: a layer's CONV tasks of one phase with the non-CONV tasks inside. Clocks are the memory's;
-    "compute", "host_memory" and "units" are what each would take alone and without waiting. ``simulated``: the share of the
-    requests that were simulated (1: all; else two windows and a straight line)."""
+    "compute", "host_memory" and "units" are what each would take alone and without waiting. ``simulated``: the share of
+    the requests that were simulated (1: all; else two windows and a straight line)."""
 
     name: str
     phase: str

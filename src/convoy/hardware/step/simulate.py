@@ -9,7 +9,7 @@ from convoy.errors import OptionError
 from convoy.hardware.description import Hardware, load_hardware
 from convoy.hardware.pim.kernels import Kernel
 from convoy.hardware.step import layout as L
-from convoy.hardware.step.improve import SHARES, bound, loads, rearranged, step_bound
+from convoy.hardware.step.improve import SHARES, SLACKS, bound, loads, rearranged, step_bound
 from convoy.hardware.step.parts import Parts, build, equal
 from convoy.hardware.step.result import Row, Simulation
 from convoy.hardware.step.turns import TurnName, Turns, candidates
@@ -74,7 +74,7 @@ class _Simulator:
         serial = {id(s): self._outcome(self._serial(s), Turns("serial")) for s in step.segments}
         serial_clocks = sum(o.clocks for o in serial.values())
         alone_clocks = sum(self._alone(segment) for segment in step.segments)
-        taken = rearranged(step, hardware) if turns == "planned" else step
+        taken = self._order(step, choices[0]) if turns == "planned" else step
         rows, timeline, clocks, joules = [], [], 0.0, 0.0
         for segment in taken.segments:
             parts, policy = self._choose(segment, turns, choices)
@@ -111,6 +111,19 @@ class _Simulator:
         moved = sum(task.host_elements for task in segment.units) * self.hardware.element_bytes
         seconds = moved / (self.hardware.bytes_per_second * self.hardware.host.bandwidth_share)
         return clocks + seconds * self.hardware.clocks_per_second
+
+    def _order(self, step: Step, policy: Turns) -> Step:
+        """``step``, or the rearranged one that takes least time on small windows in four groups."""
+
+        def clocks(order: Step) -> float:
+            total = 0.0
+            for segment in order.segments:
+                serial = not segment.units or not segment.host
+                parts = build(segment, self.hardware, equal(GROUPS), serial=serial, reread=self.reread)
+                total += self._try(parts, policy)
+            return total
+
+        return min([step, *(rearranged(step, self.hardware, slack) for slack in SLACKS)], key=clocks)
 
     def _choose(self, segment: Segment, turns: TurnName, choices: Sequence[Turns]) -> tuple[Parts, Turns]:
         """The parts and the policy of a segment: what is best on a window, where there is a choice."""

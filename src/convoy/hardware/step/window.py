@@ -115,7 +115,9 @@ def _settings(hardware: Hardware, turns: Turns) -> Integers:
     staging = hardware.host.staging_bytes // hardware.channels // memory.burst_bytes
     settings[L.STAGING] = min(max(staging, 1), L.RING // 4)
     settings[L.ENTER], settings[L.ENTER_PROGRAMMED] = units.enter, units.enter_programmed
-    settings[L.LEAVE], settings[L.PROGRAM_NET] = units.leave, units.program_net
+    # However cheap the switch: rows of the units have to be closed before the host can open its own.
+    closing = memory.WL + memory.burst_clocks + memory.tWR + memory.tRP + memory.tRCDRD
+    settings[L.LEAVE], settings[L.PROGRAM_NET] = max(units.leave, closing), units.program_net
     settings[L.READ_LATENCY], settings[L.WRITE_LATENCY] = memory.read_latency, memory.WL + memory.burst_clocks
     settings[L.FIELDS : L.FIELDS + 8] = astuple(address_fields(memory, hardware.address_map))
     settings[L.BURST_SHIFT] = memory.burst_bytes.bit_length() - 1
