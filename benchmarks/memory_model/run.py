@@ -97,11 +97,11 @@ def main() -> None:
     noise = Noise()
     rows = bandwidth(options.requests)
     head = ("memory, pattern, map", "refresh", "DRAMsim3", "Ramulator 2.1", "convoy", "% off the nearer")
-    cells = [
-        (f"{r['memory']}, {r['pattern']}, {r['map']}", "on" if r["refresh"] else "off", r["dramsim3"], r["ramulator"])
-        + (f"{r['convoy']:.2f}", f"{r['off_percent']:+.2f}")
-        for r in rows
-    ]
+    cells = []
+    for r in rows:
+        name = f"{r['memory']}, {r['pattern']}, {r['map']}"
+        found = (f"{r['convoy']:.2f}", f"{r['off_percent']:+.2f}")
+        cells.append((name, "on" if r["refresh"] else "off", r["dramsim3"], r["ramulator"], *found))
     print(f"Percent of peak, {options.requests} requests\n\n{table(head, cells)}\n")
     speeds = speed(options.requests, options.rounds)
     lines = [

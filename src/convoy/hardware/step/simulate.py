@@ -149,7 +149,7 @@ class _Simulator:
     def _try(self, parts: Parts, policy: Turns) -> float:
         key = (parts.host.tobytes(), parts.units.tobytes(), policy)
         if key not in self.tried:
-            self.tried[key] = try_out(parts, self.hardware, policy, most=TRIAL if policy.name == "queue" else 2 * TRIAL)
+            self.tried[key] = try_out(parts, self.hardware, policy, most=TRIAL)
         return self.tried[key]
 
     def _outcome(self, parts: Parts, policy: Turns) -> Outcome:

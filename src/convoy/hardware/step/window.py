@@ -15,7 +15,7 @@ from convoy.hardware.step.turns import Turns
 
 WHOLE = 60_000  # requests up to which a segment is run whole
 WINDOW = 20_000  # requests of the smaller window; the other is twice as large
-TRIAL = 6_000  # requests for trying a policy
+TRIAL = 9_000  # requests for trying a policy
 
 
 @dataclass(frozen=True)
