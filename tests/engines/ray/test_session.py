@@ -119,14 +119,14 @@ def test_the_client_protocol_is_refused(calls: Calls) -> None:
 
 def test_a_start_that_fails_leaves_nothing_behind(calls: Calls) -> None:
     before = dict(os.environ)
-    calls.fails = [RuntimeError("no room\nand more"), RuntimeError("too slow")]
+    calls.fails = [RuntimeError("no room\nand more"), RuntimeError("too slow"), RuntimeError("too slow")]
     with pytest.raises(MachineError, match=r"^Ray does not answer on this machine: no room$"):
         connect()
-    assert [name for name, _ in calls.made] == ["init", "shutdown"] * 2 and dict(os.environ) == before
-    calls.fails = [RuntimeError("too slow")]
+    assert [name for name, _ in calls.made] == ["init", "shutdown"] * 3 and dict(os.environ) == before
+    calls.fails = [RuntimeError("too slow"), RuntimeError("too slow")]
     with connect() as made:
         assert made.owned
-    assert [name for name, _ in calls.made[4:]] == ["init", "shutdown", "init", "shutdown"]
+    assert [name for name, _ in calls.made[6:]] == ["init", "shutdown"] * 3
 
 
 def test_a_cluster_is_not_asked_twice(calls: Calls) -> None:

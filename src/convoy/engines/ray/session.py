@@ -22,7 +22,7 @@ from convoy.engines.interrupts import uninterrupted
 from convoy.engines.ray.extra import ray_module
 from convoy.errors import MachineError, OptionError
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 _token = secrets.token_hex(32)  # Ray reads it once a process, so a second local Ray must have the same
 _lock = threading.RLock()  # a finalizer may close a session in the middle of opening another
 _shared: dict[str, Any] = {"users": 0, "environment": {}}  # of the Ray that this process connected
@@ -124,7 +124,7 @@ def connect(address: str | None = None, *, insecure: bool = False, cpus: int = 1
 
 def _init(ray: Any, options: Mapping[str, Any], attempts: int) -> None:
     """``ray.init`` with what it changes about signals undone. Ray gives its own processes half a minute to start, which
-    on a machine that is busy is too short the first time."""
+    on a machine that is busy is too short; what it loaded is at hand the next time."""
     for left in range(attempts - 1, -1, -1):
         try:
             with uninterrupted(), _sigterm_kept(), _quiet():
