@@ -65,6 +65,14 @@ def test_one_core_leaves_no_pipeline() -> None:
     assert made.advice.startswith("train sequentially")
 
 
+def test_what_cannot_be_cut_is_listed_with_the_reason() -> None:
+    made = convoy.plan(nn.Linear(8, 4), (torch.randn(8, 8), torch.arange(8) % 4), workers=2)
+    assert isinstance(made, Comparison)
+    reasons = {each.name: each.reason for each in made.refused}
+    assert reasons["pipelined"] == reasons["hybrid"] == "Linear cannot be cut anywhere"
+    assert "DDP" in {row.name for row in made.rows}
+
+
 def test_a_pipelines_plan_and_its_table() -> None:
     made = convoy.plan(net(), batch(), Pipelined(cuts=["2"], correction="stash"), workers=2)
     assert isinstance(made, PipelinePlan)

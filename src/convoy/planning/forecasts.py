@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 
 from convoy.errors import OptionError
 from convoy.graph.machine import measure_machine
 from convoy.planning.comparison import Row
 from convoy.strategies.base import Loss
 from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.auto import CONTENTION, possibilities, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import available_threads, plan_on
@@ -36,17 +38,29 @@ def pipelined(bench: Bench, loss: Loss) -> Iterator[Row]:
 
 
 def pipelines(bench: Bench, loss: Loss) -> Iterator[tuple[PipelinePlan, str]]:
-    """The plans of a pipeline with one stage a core, and how to ask for them."""
-    stages = available_threads(bench.settings)
-    if stages < 2:
-        raise OptionError("a pipeline needs two cores or more, and there is one")
+    """The plans of a pipeline with as many stages as should be fastest, and how to ask for them."""
+    stages, threads = stages_and_threads(bench)
     for clock, accumulate in (("registers", 1), ("1f1b", 1), ("1f1b", 4)):
         if accumulate > bench.samples:
             continue
-        cuts = bench.balanced(stages, 1).cuts  # the same for all variants, looked for once
+        cuts = bench.balanced(stages, threads).cuts  # the same for all variants, looked for once
         made = plan_on(bench, Pipelined(stages=stages, clock=clock, accumulate=accumulate), loss, cuts)
         options = f"--stages {stages}" + (f" --clock {clock}" if clock != "registers" else "")
         yield made.plan, options + (f" --accumulate {accumulate}" if accumulate > 1 else "")
+
+
+def stages_and_threads(bench: Bench) -> tuple[int, int]:
+    """Stages of the pipeline to plan for, and threads of each worker. Raises OptionError where there can be none."""
+    workers = workers_at_hand(bench.settings)
+    if workers < 2:
+        what = "devices" if bench.settings.device.startswith("cuda") else "cores"
+        raise OptionError(f"a pipeline needs two {what} or more, and there is one")
+    whole = takewhile(lambda p: p.accumulate == 1, possibilities(Pipelined(), bench, workers))  # measures as it goes
+    found = [p for p in whole if p.stages > 1 and p.clock == "registers"]
+    if not found:
+        raise OptionError(f"{bench.graph.model_name} cannot be cut anywhere")
+    stages = min(found, key=lambda p: p.seconds).stages
+    return stages, max(1, available_threads(bench.settings) // stages)
 
 
 def pipeline_row(plan: PipelinePlan, options: str) -> Row:
@@ -78,11 +92,11 @@ def ddp(bench: Bench, loss: Loss) -> Iterator[Row]:
     Its time: a core's share of the batch beside the others, the gradients' way through the loopback (a ring sends
     2 (n - 1) / n of them), and the whole update in every process. On a CPU the sending takes the same cores.
     """
-    workers = available_threads(bench.settings)
-    if workers < 2 or bench.samples < workers:
+    workers = workers_at_hand(bench.settings)
+    if workers < 2 or bench.samples < workers or bench.settings.device != "cpu":
         return
     update = bench.update(1)
-    compute = (bench.whole(1, workers) - update) / workers * contention(bench, workers)
+    compute = (bench.whole(1, workers) - update) / workers * contention(bench)
     gradients = sum(p.nbytes for p in bench.graph.parameters.values() if p.requires_grad)
     sent = 2 * (workers - 1) / workers * gradients
     seconds = compute + update + sent * COPIES / measure_machine().bytes_per_second
@@ -94,10 +108,14 @@ def ddp(bench: Bench, loss: Loss) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def contention(bench: Bench, workers: int) -> float:
+def contention(bench: Bench) -> float:
     """How much slower the cores are together than one is alone, as the stages showed."""
-    together = sum(stage.seconds for stage in bench.balanced(workers, 1).times)
-    return max(1.0, together / sum(bench.costs(1)))
+    try:
+        stages, threads = stages_and_threads(bench)
+    except OptionError:  # it cannot be cut
+        return CONTENTION
+    together = sum(stage.seconds for stage in bench.balanced(stages, threads).times)
+    return max(1.0, together / bench.whole(threads))
 
 
 def activations(bench: Bench) -> int:

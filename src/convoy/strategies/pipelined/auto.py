@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import log
 from typing import TYPE_CHECKING
+
+import torch
 
 from convoy.errors import OptionError
 from convoy.strategies.pipelined.balance import Places
@@ -19,6 +22,7 @@ from convoy.strategies.pipelined.clock import delays, staleness_in_updates
 from convoy.strategies.pipelined.plan import steady_step
 
 if TYPE_CHECKING:
+    from convoy.strategies.base import Settings
     from convoy.strategies.pipelined.balance_bench import Bench
     from convoy.strategies.pipelined.strategy import Pipelined
 
@@ -87,7 +91,8 @@ def possibilities(strategy: Pipelined, bench: Bench, threads: int) -> Iterator[P
             places = Places.of(whole, stages, False)
             if stages > len(places.allowed) + 1:
                 break
-            costs = [cost * factor for cost in bench.costs(1)]
+            gain = _gain(bench, threads, max(1, threads // stages))
+            costs = [cost * factor / gain for cost in bench.costs(1)]
             cuts = places.best(costs)
             bounds = [0, *cuts, len(costs)]
             times = [sum(costs[a:b]) for a, b in pairwise(bounds)]
@@ -98,6 +103,20 @@ def possibilities(strategy: Pipelined, bench: Bench, threads: int) -> Iterator[P
                 held = sum((d + 1) * a / parts for d, a in zip(behind, kept_by, strict=True))
                 stale = max(staleness_in_updates(behind, parts))
                 yield Possibility(stages, clock, parts, step, stale, round(held))
+
+
+def _gain(bench: Bench, most: int, threads: int) -> float:
+    """How many times faster ``threads`` threads are than one, as a power between one and what ``most`` of them gain."""
+    if threads == 1:
+        return 1.0
+    return float(max(bench.whole(1) / bench.whole(most), 1.0) ** (log(threads) / log(most)))
+
+
+def workers_at_hand(settings: Settings) -> int:
+    """How many stages can work at once: devices where there are any, else threads."""
+    if torch.device(settings.device).type == "cuda":
+        return torch.cuda.device_count()
+    return settings.threads or torch.get_num_threads()
 
 
 def _clocks(strategy: Pipelined) -> tuple[str, ...]:

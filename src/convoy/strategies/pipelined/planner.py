@@ -18,7 +18,7 @@ from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_mo
 from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import arguments
-from convoy.strategies.pipelined.auto import choose
+from convoy.strategies.pipelined.auto import choose, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.describe import Forecast, describe
 from convoy.strategies.pipelined.loss import inexact_mean
@@ -128,7 +128,7 @@ def plan_on(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | N
     settings, reason = bench.settings, None
     total = available_threads(settings)
     if strategy.stages == "auto":
-        strategy, reason = choose(strategy, bench, total)
+        strategy, reason = choose(strategy, bench, workers_at_hand(settings))
     cuts = positions(strategy, bench.graph) if at is None else list(at)
     stages = len(cuts) + 1 if cuts is not None else number_of_stages(strategy)
     workers = _workers(strategy, stages)
