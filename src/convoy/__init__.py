@@ -51,8 +51,8 @@ _HOME = {
     "plan": "convoy.planning.plan",
 }
 __all__ = [
-    "Concurrent",
     "Comparison",
+    "Concurrent",
     "ConvoyError",
     "EarlyStopping",
     "History",
