@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make smoke · make examples      Needs Python 3.11 or newer with venv and pip.
+# make demo · make test · make lint · make smoke · make examples · make docs    Needs Python 3.11+ with venv and pip.
 # PYTHON=python3.12 chooses the interpreter, VENV=DIR where the environment goes,
 # VENV_FLAGS=--system-site-packages keeps a PyTorch that is installed already.
 
@@ -8,7 +8,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test smoke examples lint install install-dev clean help
+.PHONY: demo test smoke examples docs lint install install-dev clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -49,6 +49,10 @@ smoke: install-dev
 examples: install-dev
 	$(BIN)/python -m pytest -m slow tests/test_examples.py $(ARGS)
 
+# The pages of docs/ as a site. Warnings, such as a link that leads nowhere, are errors.
+docs: install-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
+
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +60,4 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

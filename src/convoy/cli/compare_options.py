@@ -15,7 +15,7 @@ from convoy.strategies.registry import STRATEGIES
 
 OWN_KEYS = ("strategies", "minutes", "seeds", "target")
 """Keys of a config file that train does not have."""
-_NOT = {"strategy", "keep_best", "early_stopping", "seed", "save_every"}
+_NOT = {"strategy", "keep_best", "early_stopping", "seed", "save_every", "tensorboard"}
 
 
 def takes(key: str) -> bool:

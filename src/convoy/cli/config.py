@@ -236,6 +236,7 @@ class TrainConfig(BaseModel):
         "Run", "When to save: every epoch, every so many mini-batches, or at the end.", "epoch", value="epoch|end|N"
     )
     trace: bool = _option("Run", "Record every action, as a trace for Perfetto.", False)
+    tensorboard: str | None = _option("Run", "Also write scalars for TensorBoard there.", value="DIR")
 
 
 def applies(key: str, strategy: str) -> bool:

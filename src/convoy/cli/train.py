@@ -13,7 +13,7 @@ from convoy.cli.errors import Interrupted
 from convoy.cli.output import note, pairs, percent, result
 from convoy.errors import CheckpointError, OptionError
 
-_CHANGEABLE = ("epochs", "threads", "device", "max_memory", "save_every", "trace")  # of a run that is resumed
+_CHANGEABLE = ("epochs", "threads", "device", "max_memory", "save_every", "trace", "tensorboard")  # when resumed
 
 
 def train(
@@ -42,6 +42,7 @@ def train(
         note(f"note: {sentence}", quiet=quiet)
     progress = None if quiet else Progress(sys.stderr)
     watcher = _Watcher(Facts.of(asked.model, asked.data, parts.data), progress)
+    board = _board(asked)
     trainer = Trainer(
         parts.model,
         nn.CrossEntropyLoss(),
@@ -54,6 +55,7 @@ def train(
         name=asked.name,
         save_every=None if asked.save_every == "end" else asked.save_every,
         callbacks=[watcher] if progress is None else [watcher, progress],
+        sinks=[] if board is None else [board],
         keep_best=asked.keep_best,
         early_stopping=None if asked.early_stopping is None else EarlyStopping(asked.early_stopping),
         config=resolved(asked),
@@ -77,6 +79,10 @@ def train(
     finally:
         if progress is not None:
             progress.close()
+        if board is not None:
+            board.close()
+        if watcher.steps:
+            _write_report(trainer.run_path)
     if not watcher.steps:
         note(f"nothing left to do: the run has its {asked.epochs} epochs (more with --epochs)", quiet=quiet)
     values = _summary(asked, history, trainer.run_path, watcher.plan)
@@ -84,6 +90,27 @@ def train(
         note(f"\n{text}\n", quiet=quiet)
     result(values, _text(values, history), as_json=json)
     return 0
+
+
+def _board(asked: TrainConfig) -> Any:
+    """The sink for TensorBoard, where one was asked for."""
+    if asked.tensorboard is None:
+        return None
+    from convoy.events.tensorboard import TensorBoard
+
+    return TensorBoard(asked.tensorboard)
+
+
+def _write_report(run: Path | None) -> None:
+    """report.html of a run that trained. What is wrong with it is no reason for a run to fail."""
+    if run is None or not run.is_dir():
+        return
+    from convoy.report.write import write_report
+
+    try:
+        write_report(run)
+    except Exception as error:
+        note(f"note: no report was written ({error}); convoy report {run} tries again")
 
 
 def _beside(history: Any) -> str | None:

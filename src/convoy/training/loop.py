@@ -26,6 +26,7 @@ from convoy.training.evaluation import Evaluation
 from convoy.training.feed import Feed
 from convoy.training.history import EpochRecord, EpochSums
 from convoy.training.interrupt import Interrupt
+from convoy.training.memory import resident_bytes
 from convoy.training.run_dir import RunDirectory
 from convoy.training.setup import Setup, TrainingState, Watches
 from convoy.training.snapshot import snapshot
@@ -262,7 +263,8 @@ class Loop:
     def _record(self, sums: EpochSums, validation: Evaluation | None) -> EpochRecord:
         record = sums.record(self.bus.busy.take(sums.seconds), validation)
         self.state.history.epochs.append(record)
-        self.bus.emit("epoch", f"epoch {record.epoch}", record.to_dict(), batch=sums.last_batch)
+        data = {**record.to_dict(), "memory_bytes": resident_bytes()}
+        self.bus.emit("epoch", f"epoch {record.epoch}", data, batch=sums.last_batch)
         return record
 
     def _validated(self) -> Evaluation | None:
