@@ -53,7 +53,9 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
     for one in found:
         rows[one.name] = {
             "seconds": spread(seconds(measured, one.name), 6),
-            "cpu_seconds": spread((a[one.name]["cpu_seconds"] for a in measured if one.name in a), 6),
+            "cpu_seconds": spread(
+                (a[one.name]["cpu_seconds"] for a in measured if "cpu_seconds" in a.get(one.name, {})), 6
+            ),
             "times_one": spread(ratios(measured, "one", one.name), 4),
             **one.info,
         } | ({"error": one.error} if one.error else {})

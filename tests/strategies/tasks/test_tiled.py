@@ -97,6 +97,19 @@ def test_close_to_the_plain_loop(images, plain, name, tiles):
         torch.testing.assert_close(mine, their, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["dense", "resnet20", "wide"])
+def test_fused_but_whole_layers_keep_the_bits_of_the_plain_loop(images, plain, name):
+    """Also where a task works in the memory of what came before."""
+    torch.manual_seed(0)
+    model, data = MODELS[name](), images([5, 4])
+    other = copy.deepcopy(model)
+    theirs = sgd(other)
+    expected = [*plain(other, theirs, data), *states(other, theirs)]
+    got, step = trained(model, data, 1)
+    assert step.plan().actions < 2 * len(step.plan().units), "something was fused"
+    assert all(torch.equal(mine, their) for mine, their in zip(got, expected, strict=True))
+
+
 def test_wide_layers_go_by_channels_and_others_by_slices(images):
     torch.manual_seed(0)
     _, step = trained(MODELS["wide"](), images([5]), 2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from convoy.graph.graph import TensorSpec
 from convoy.graph.random import keyed
 from convoy.graph.rules import batch_norm_sums as sums
 from convoy.graph.rules.batch_norm import require_several_values
-from convoy.graph.rules.rule import layout
+from convoy.graph.rules.rule import Saved, layout
 from convoy.strategies.tasks.ops import Frame, Partition, Run
 from convoy.strategies.tasks.units import Unit
 
@@ -37,9 +39,20 @@ def input_grad_from_all(unit: Unit, partition: Partition) -> Run:
         if grad is None:
             return (None,)
         bounds = partition.bounds(channels, tile)
-        return rule.input_grad(*rule.narrow_input_grad(options, parameters, saved, grad, *bounds))
+        part, own, less, grad = rule.narrow_input_grad(options, parameters, saved, grad, *bounds)
+        if rule.kind == "conv2d":
+            less = _shaped(less)
+        return rule.input_grad(part, own, less, grad)
 
     return run
+
+
+def _shaped(saved: Saved) -> Saved:
+    """Saved of a convolution for its input gradient, which asks for shape and layout of the input only. A kernel would
+    copy a slice of channels into memory of its own first; this has nothing worth copying."""
+    (x,) = saved.tensors
+    empty = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    return Saved((empty,), saved.facts)
 
 
 def forward_from_own(unit: Unit, partition: Partition, channels: int) -> Run:
