@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convoy.comparison import compare as compare
     from convoy.data import open_data as open_data
     from convoy.errors import ConvoyError as ConvoyError
+    from convoy.hardware.step import simulate as simulate
     from convoy.planning import plan as plan
     from convoy.strategies.base import Settings as Settings
     from convoy.strategies.base import Strategy as Strategy
@@ -49,6 +50,7 @@ _HOME = {
     "open_data": "convoy.data",
     "oracle": "convoy.strategies.oracle",
     "plan": "convoy.planning.plan",
+    "simulate": "convoy.hardware.step",
 }
 __all__ = [
     "Comparison",
@@ -70,6 +72,7 @@ __all__ = [
     "open_data",
     "oracle",
     "plan",
+    "simulate",
 ]
 
 

@@ -16,6 +16,7 @@ _VERBS = {
     "export": "Write a trained network as safetensors or ONNX.",
     "compare": "Train under several strategies in turns, and say what the difference is.",
     "report": "Write one HTML page about a run or a comparison.",
+    "simulate": "A training step on a modelled host and on units in its memory.",
     "doctor": "See whether this machine is fit for training.",
 }
 

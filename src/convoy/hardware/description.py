@@ -8,22 +8,25 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from convoy.errors import OptionError
 from convoy.hardware.host import Energy, Host
 from convoy.hardware.memory.address import MAPS, MapName
 from convoy.hardware.memory.timing import Memory, memory_from
 from convoy.hardware.pim.units import Units
+from convoy.hardware.profile import Profile
+
+if TYPE_CHECKING:
+    from convoy.hardware.tasks import HostTask
 
 PRESETS = ("v100-pim4", "v100-pim2", "v100-pim4-fp32")
-T = TypeVar("T", Units, Host, Energy)
 
 
 @dataclass(frozen=True)
 class Hardware:
     """``channels`` equal pseudo-channels of ``memory``, each with ``units``, and the ``host``. Clocks are those of the
-    memory; seconds = clocks x ``memory.clock_ns`` / 1e9."""
+    memory; seconds = clocks x ``memory.clock_ns`` / 1e9. ``profile``: measured times of the host's tasks."""
 
     name: str
     source: str
@@ -33,10 +36,17 @@ class Hardware:
     host: Host
     energy: Energy
     address_map: MapName = "col"
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, bool) or not isinstance(self.channels, int) or self.channels < 1:
             raise OptionError(f"hardware {self.name} has channels = {self.channels!r}", hint="give 1 or more")
+        if self.profile is not None and self.profile.element_bytes != self.units.element_bytes:
+            raise OptionError(
+                f"the profile is of {self.profile.element_bytes}-byte elements, hardware {self.name} has "
+                f"{self.units.element_bytes}",
+                hint="calibrate with the same --hardware",
+            )
         if self.address_map not in MAPS:
             raise OptionError(f"there is no address map {self.address_map!r}", hint=f"the maps are {', '.join(MAPS)}")
         self.units.check(self.memory)
@@ -50,6 +60,12 @@ class Hardware:
     @property
     def element_bytes(self) -> int:
         return self.units.element_bytes
+
+    def host_seconds(self, task: HostTask) -> float:
+        """How long the host computes at ``task``, its data there: measured, where there is a profile."""
+        if self.profile is not None:
+            return self.profile.seconds_of(task)
+        return self.host.compute_seconds(task.flops)
 
     @property
     def bytes_per_second(self) -> float:

@@ -47,6 +47,14 @@ class HostTask:
     writes: int
     channels: int
     own_inputs: bool = False
+    part: float = 1.0  # of the task whose key it has
+    origin: str = ""
+
+    @property
+    def key(self) -> str:
+        """By which times of the task are known; parts of a task have its key."""
+        moved = f"{self.reads} {self.weights} {self.writes}"
+        return self.origin or f"{self.kind} {self.phase} {self.flops} operations, elements {moved}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,4 +87,5 @@ def _alone(task: HostTask, hardware: Hardware) -> tuple[float, float]:
 
 def _part(task: HostTask, share: float) -> HostTask:
     """So much of the samples. The weights' gradient is written by every part."""
-    return replace(task, flops=round(task.flops * share), reads=round(task.reads * share))
+    flops, reads = round(task.flops * share), round(task.reads * share)
+    return replace(task, flops=flops, reads=reads, part=task.part * share, origin=task.key)

@@ -119,8 +119,7 @@ def _host_part(task: HostTask, hardware: Hardware, share: float, reread: bool, n
     reads = _bursts(task.reads * (1.0 if again else share), hardware)
     weights = _bursts(task.weights * share, hardware)
     writes = _bursts(task.writes * share, hardware)
-    seconds = hardware.host.compute_seconds(task.flops * share)
-    compute = round(seconds * hardware.clocks_per_second)
+    compute = round(hardware.host_seconds(task) * share * hardware.clocks_per_second)
     bursts = hardware.memory.bytes // hardware.memory.burst_bytes
     start = 0 if again else number * reads
     places = (start % bursts, bursts // 3 + number * weights, 2 * bursts // 3 + number * writes)

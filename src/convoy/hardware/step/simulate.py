@@ -13,7 +13,7 @@ from convoy.hardware.step.improve import SHARES, SLACKS, bound, loads, rearrange
 from convoy.hardware.step.parts import Parts, build, equal
 from convoy.hardware.step.result import Row, Simulation
 from convoy.hardware.step.turns import TurnName, Turns, candidates
-from convoy.hardware.step.window import TRIAL, WHOLE, Outcome, run, try_out
+from convoy.hardware.step.window import WHOLE, Outcome, run, try_out
 from convoy.hardware.tasks import Segment, Step, training_step
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _Simulator:
     def _try(self, parts: Parts, policy: Turns) -> float:
         key = (parts.host.tobytes(), parts.units.tobytes(), policy)
         if key not in self.tried:
-            self.tried[key] = try_out(parts, self.hardware, policy, most=TRIAL)
+            self.tried[key] = try_out(parts, self.hardware, policy)
         return self.tried[key]
 
     def _outcome(self, parts: Parts, policy: Turns) -> Outcome:
@@ -163,7 +163,7 @@ def energy(step: Step, hardware: Hardware, parts: Sequence[Parts], seconds: floa
     """Joules of a step: the host's power while it computes and while it does not, data across the interface, data
     between banks and units, the units' operations. ``units=False``: the host does all."""
     e = hardware.energy
-    computing = sum(hardware.host.compute_seconds(task.flops) for s in step.segments for task in s.host)
+    computing = sum(hardware.host_seconds(task) for s in step.segments for task in s.host)
     outside = float(sum(p.requests for p in parts)) * hardware.memory.burst_bytes * hardware.channels
     kernels = [(k, n) for s in step.segments for task in s.units for k, n in task.kernels]
     inside = operations = 0.0
