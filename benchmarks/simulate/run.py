@@ -6,7 +6,8 @@
 Speedup over serial host and units, networks x batches, for the published kind of turn policy ("queue") and ours
 ("planned"), each with inputs read again for every group of output channels and with inputs read once ("once"). The
 defaults (hardware v100-pim4, 4 groups, marks and minimum turns to choose from, half of L2 as staging) were fixed before
-the first run. The simulation draws nothing: a repetition gives the same numbers, so one run is enough.
+the first run. The simulation draws nothing: a repetition gives the same numbers, so one run is enough; rows that the
+file of --out has are not simulated again.
 """
 
 from __future__ import annotations
@@ -85,20 +86,23 @@ def main() -> None:
     noise, hardware = Noise(), load_hardware(options.hardware)
     batches, policies = [int(b) for b in options.batches.split(",")], options.policies.split(",")
     rows: list[dict[str, Any]] = []
-    for network in options.networks.split(","):
-        model = build(network, classes=1000, image_size=224)
-        for batch in batches:
-            step = tasks_of(model, batch)
-            found = (
-                sweeps(step, hardware, policies) if options.sweeps else (measure(step, hardware, p) for p in policies)
-            )
+    if options.out and options.out.exists():
+        rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"]
+    known = {(row["network"], row["batch"], row["policy"]) for row in rows}
+    networks = options.networks.split(",")
+    for batch in batches:
+        for network in networks:
+            wanted = [p for p in policies if options.sweeps or (network, batch, p) not in known]
+            if not wanted:
+                continue
+            step = tasks_of(build(network, classes=1000, image_size=224), batch)
+            found = sweeps(step, hardware, wanted) if options.sweeps else (measure(step, hardware, p) for p in wanted)
             for row in found:
                 rows.append({"network": network, "batch": batch} | row)
                 print(f"{network} {batch} {row}", file=sys.stderr, flush=True)
-            if options.sweeps:
-                break
-        if options.sweeps:
-            break
+                if options.out:
+                    options.out.write_text(json.dumps({"rows": rows}) + "\n", encoding="utf-8")
+    rows.sort(key=lambda r: (networks.index(r["network"]), r["batch"]))
     result: dict[str, Any] = {"benchmark": "simulate", "hardware": options.hardware, "sweeps": options.sweeps}
     key = "sweep" if options.sweeps else "network"
     print(f"Speedup over serial host and units, {options.hardware}\n")
