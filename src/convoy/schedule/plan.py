@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
+from convoy.drawing.table import value_tables
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,6 +29,10 @@ class Plan:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
+
+    def _repr_html_(self) -> str:
+        """The plan as tables, for notebooks."""
+        return f"<div>{value_tables(self.to_dict())}</div>"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

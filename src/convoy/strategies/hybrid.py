@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from convoy.drawing.table import value_tables
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
@@ -85,6 +86,9 @@ class HybridPlan:
 
     first: Any
     then: Any
+
+    def _repr_html_(self) -> str:
+        return f"<div>{value_tables(self.to_dict())}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         return {"strategy": Hybrid.name, "first": _values(self.first), "then": _values(self.then)}

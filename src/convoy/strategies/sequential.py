@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from convoy.drawing.table import value_tables
 from convoy.errors import ConvoyError, ModelError, OptionError, WorkerFailed
 from convoy.events.event import Event, EventKind, Sink
 from convoy.graph.capture import capture
@@ -76,6 +77,9 @@ class SequentialPlan:
             runs = f"the captured program, in which {', '.join(self.random_layers)} draw by (seed, layer, batch)"
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return "\n".join([f"sequential: {threads}, {runs}", *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return f"<div>{value_tables(self.to_dict())}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         return {

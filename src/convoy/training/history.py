@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from convoy.drawing.chart import Chart, Line, chart_svg
+from convoy.drawing.table import html_table
+
 HIGHER_IS_BETTER = {"train_accuracy": True, "validation_accuracy": True, "train_loss": False, "validation_loss": False}
 """The values of an epoch that can be watched, and which way is better."""
 
@@ -71,6 +74,12 @@ class History:
 
     def table(self) -> str:
         """The epochs as aligned text, columns without values left out."""
+        rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+    def _cells(self) -> list[list[str]]:
+        """A head and a row for every epoch, columns without values left out."""
         columns = [
             ("epoch", [str(r.epoch) + ("*" if r.epoch == self.best_epoch else "") for r in self.epochs]),
             ("loss", [f"{r.train_loss:.4f}" for r in self.epochs]),
@@ -82,12 +91,31 @@ class History:
             ("seconds", [f"{r.seconds:.1f}" for r in self.epochs]),
         ]
         shown = [(head, cells) for head, cells in columns if any(cells)]
-        widths = [max(len(head), *map(len, cells)) for head, cells in shown]
-        rows = [[head for head, _ in shown], *zip(*(cells for _, cells in shown), strict=True)]
-        return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+        return [[head for head, _ in shown], *map(list, zip(*(cells for _, cells in shown), strict=True))]
 
     def __str__(self) -> str:
         return self.table() if self.epochs else "no epoch yet"
+
+    def _repr_html_(self) -> str:
+        """The table and the curves of accuracy (of loss, where there is none), for notebooks."""
+        if not self.epochs:
+            return "<p>no epoch yet</p>"
+        head, *rows = self._cells()
+        return f'<div>{html_table(head, rows)}<div style="max-width:560px">{chart_svg(self.chart())}</div></div>'
+
+    def chart(self) -> Chart:
+        """Accuracy over the epochs; loss where no accuracy is known."""
+        known = any(r.train_accuracy is not None or r.validation_accuracy is not None for r in self.epochs)
+        what = "accuracy" if known else "loss"
+        x = [float(record.epoch) for record in self.epochs]
+        lines = (
+            Line(
+                "validation", x, [getattr(r, f"validation_{what}") for r in self.epochs], family=0, points=len(x) < 40
+            ),
+            Line("training", x, [getattr(r, f"train_{what}") for r in self.epochs], family=1),
+        )
+        marks = () if self.best_epoch is None else ((float(self.best_epoch), "best epoch"),)
+        return Chart(what.capitalize(), "epoch", what, lines, percent=known, zero=not known, whole=True, marks=marks)
 
 
 def _percent(share: float | None) -> str:
