@@ -179,7 +179,7 @@ def steady_step(
             return 0.0
         return one / accumulate * max(0.5, chance.gauss(1.0, jitter)) + ACTION_SECONDS
 
-    warm, counted = 2 * stages + 2, 12 if not jitter else 40
+    warm, counted = 2 * stages + 2, 12 if not jitter else max(12, 40 // accumulate)
     linked = tuple(links) if links is not None else tuple((i, i + 1) for i in range(1, stages))
     walked = walk(pipeline_schedule(delays, linked, placement, accumulate, warm + counted), seconds)
     ends = {t.action.batch: t.end for t in walked.timed if t.action.kind == "U" and t.action.subject == "1"}
