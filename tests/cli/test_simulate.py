@@ -1,0 +1,60 @@
+"""``convoy simulate``: the table, JSON, a trace, sweeps, calibration, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+SMALL = ("simulate", "resnet18", "--batch-size", "2", "--image-size", "64")
+
+
+def test_a_table_for_people_and_json_for_programs(convoy: Any) -> None:
+    shown = convoy(*SMALL, "--turns", "planned")
+    assert shown.code == 0 and "times serial" in shown.out and "layer1.0.conv1" in shown.out
+    values = convoy(*SMALL, "--turns", "planned", "--json").json
+    assert values["model"] == "resnet18" and values["batch_size"] == 2 and values["turns"] == "planned"
+    assert values["seconds"] > 0 and {"clocks", "bound_by", "host_row_hits"} <= set(values["layers"][0])
+    assert "layer1.0.conv1" not in convoy(*SMALL, "--turns", "serial", "--no-layers").out
+
+
+def test_a_trace(convoy: Any, tmp_path: Any) -> None:
+    assert convoy(*SMALL, "--turns", "idle", "--trace", tmp_path / "t.json.gz").code == 0
+    with gzip.open(tmp_path / "t.json.gz", "rt") as file:
+        rows = json.load(file)
+    assert {"host", "units"} <= {row["args"].get("name") for row in rows if row["ph"] == "M"}
+
+
+def test_sweeps(convoy: Any) -> None:
+    rows = convoy(*SMALL, "--turns", "idle", "--sweep", "groups=1,2", "--json").json["rows"]
+    assert [row["sweep"] for row in rows] == ["groups 1", "groups 2"]
+    assert rows[0]["seconds"] == pytest.approx(rows[0]["serial_seconds"])
+    costs = convoy(*SMALL, "--turns", "serial", "--sweep", "switch-cost=1,4", "--json").json["rows"]
+    assert costs[0]["seconds"] < costs[1]["seconds"]
+
+
+def test_a_host_measured_and_used(convoy: Any, tmp_path: Any) -> None:
+    net = ("simulate", "lenet5", "--batch-size", "2", "--image-size", "32", "--classes", "10")
+    made = convoy(*net, "--calibrate", tmp_path / "p.json", "--device", "cpu", "--json")
+    assert made.code == 0 and made.json["tasks"] == 14
+    measured = json.loads((tmp_path / "p.json").read_text())["seconds"]
+    used = convoy(*net, "--profile", tmp_path / "p.json", "--turns", "serial", "--json").json
+    assert used["seconds"] == pytest.approx(sum(measured.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--turns", "fair"), "--turns is 'fair', but must be one of serial"),
+        (("--groups", "0"), "--groups is 0"),
+        (("--hardware", "v200"), "no hardware 'v200'"),
+        (("--sweep", "colour=1"), "must be WHAT=LIST"),
+        (("--sweep", "groups=1,x"), "--sweep has 'x' for groups"),
+        (("--profile", "none.json"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused(convoy: Any, options: tuple[str, ...], words: str) -> None:
+    refused = convoy(*SMALL, *options)
+    assert refused.code == 2 and words in refused.error
