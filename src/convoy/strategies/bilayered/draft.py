@@ -6,6 +6,7 @@ machine itself reads as a list of rules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +64,10 @@ class Draft:
     def live(self) -> list[int]:
         return [j for j, node in enumerate(self.nodes) if node.live]
 
-    def held(self, node: int) -> int:
-        return ledger.held(self.segments, node)
+    def holdings(self, nodes: Sequence[int]) -> list[int]:
+        """Samples that each of these holds."""
+        counts = ledger.holdings(self.segments)
+        return [counts[j] for j in nodes]
 
     # --- allocation ----------------------------------------------------------------------------------------------
 
@@ -73,7 +76,7 @@ class Draft:
         batch, live = self.state.allotted + 1, self.live
         bounds = ledger.batch_bounds(self.rules.samples, self.rules.batches)
         start, stop = bounds[batch - 1], bounds[batch]
-        have = [self.held(j) for j in live]
+        have = self.holdings(live)
         sizes = increments(self.rules, self.nodes, live, have, stop - start, self.now)
         for node, size in zip(live, sizes, strict=True):
             parts = ledger.due(
@@ -100,9 +103,9 @@ class Draft:
         live = self.live
         if not live:
             return
-        loose = self.held(FREE)
+        loose = ledger.held(self.segments, FREE)
         if loose:
-            have = [self.held(j) for j in live]
+            have = self.holdings(live)
             sizes = increments(self.rules, self.nodes, live, have, loose, self.now)
             for node, size in zip(live, sizes, strict=True):
                 self.segments = ledger.move(self.segments, FREE, node, size)
@@ -126,13 +129,14 @@ class Draft:
 
     def welcome(self, node: int) -> None:
         """Take from the others what a node that joins a running pass should hold."""
-        others = [j for j in self.live if j != node and self.held(j)]
-        if not others or self.held(node):
+        holding = ledger.holdings(self.segments)
+        others = [j for j in self.live if j != node and holding[j]]
+        if not others or holding[node]:
             return
         rates = seconds_per_sample(self.nodes, [*others, node], self.now)
         even = self.rules.allocation == "even"
         pace = {j: 1.0 if even else 1 / rates[j] for j in (*others, node)}
-        have = [self.held(j) for j in others]
+        have = self.holdings(others)
         size = int(sum(have) * pace[node] / sum(pace.values()))
         taken = whole([float(n) for n in have], min(size, sum(have)))
         for donor, count in zip(others, taken, strict=True):
@@ -141,41 +145,53 @@ class Draft:
 
     def rebalance(self) -> None:
         """Mended: share out anew what all hold, when that is predicted to shorten a pass by more than WORTH."""
-        live = [j for j in self.live if self.held(j)]
+        holding = ledger.holdings(self.segments)
+        live = [j for j in self.live if holding[j]]
+        since = self.state.version - self.state.balanced
+        if since < (1 if self.rules.synchronous else len(live)):  # one look at every node's newest time
+            return
         if len(live) < 2 or not all(measured(self.nodes[j]) for j in live):
             return
         if any(s.left == 1 for s in self.segments):  # the last passes: who is ahead seems to hold less
             return
+        self.put(balanced=self.state.version)
         fitted = costs(self.nodes, live, self.now)
-        have = [self.held(j) for j in live]
+        have = self.holdings(live)
         if gain([fitted[j] for j in live], have) <= WORTH:
             return
         wanted = whole(water_fill(sum(have), [fitted[j] for j in live]), sum(have))
         surplus = {j: n - w for j, n, w in zip(live, have, wanted, strict=True)}
-        for taker in (j for j in live if surplus[j] < 0):
-            for donor in (j for j in live if surplus[j] > 0):
-                count = min(surplus[donor], -surplus[taker])
-                self.segments = ledger.move(self.segments, donor, taker, count)
-                surplus[donor] -= count
+        least = max(1, int(WORTH * sum(have) / len(live) / 2))  # less is not worth a cut through a segment
+        givers = sorted((j for j in live if surplus[j] >= least), key=lambda j: (-surplus[j], j))
+        for taker in sorted((j for j in live if -surplus[j] >= least), key=lambda j: (surplus[j], j)):
+            while givers and -surplus[taker] >= least:
+                count = min(surplus[givers[0]], -surplus[taker])
+                self.segments = ledger.move(self.segments, givers[0], taker, count)
+                surplus[givers[0]] -= count
                 surplus[taker] += count
+                if surplus[givers[0]] < least:
+                    givers.pop(0)
         self.note(
             "reallocation",
             "timing",
             samples=dict(zip(map(str, live), wanted, strict=True)),
         )
 
-    def take_over(self, node: int) -> None:
-        """Mended, at the end of a run: an idle node takes work from the one that would be busy longest."""
+    def take_over(self, node: int) -> bool:
+        """Mended, at the end of a run: an idle node takes work from the one that would be busy longest.
+
+        Returns whether there was anything worth taking."""
         others = [j for j in self.live if j != node]
         rates = seconds_per_sample(self.nodes, [*others, node], self.now)
-        movable = {j: sum(s.size for s in self.nodes[j].todo) + ledger.visits(self.segments, j) for j in others}
+        later = ledger.visits(self.segments)
+        movable = {j: sum(s.size for s in self.nodes[j].todo) + later[j] for j in others}
         busy = {j: self._running(j, rates[j]) + movable[j] * rates[j] for j in others if movable[j]}
         donor = max(busy, key=lambda j: (busy[j], -j), default=node)
         if donor == node:
-            return
+            return False
         wanted = min(int(busy[donor] / (rates[node] + rates[donor])), movable[donor])
         if wanted < self.rules.batch_size:
-            return
+            return False
         for segment in reversed([s for s in self.segments if s.owner == donor and s.left > 0]):
             count = min(segment.size, wanted // segment.left)
             if count:
@@ -190,6 +206,7 @@ class Draft:
                 if given is not None:
                     self.set(node, todo=(*self.nodes[node].todo, given))
                 wanted -= count
+        return True
 
     def _running(self, node: int, rate: float) -> float:
         """Seconds that the node's round should still take."""

@@ -9,6 +9,7 @@ leased in pieces, and a dead node's rest handed on, and every sample of it is st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -84,14 +85,26 @@ def due(samples: int, batches: int, passes: int, batch: int, start: int, stop: i
     return [(a, b, n) for a, b, n in ((start, cut, left + 1), (cut, stop, left)) if a < b]
 
 
+def holdings(segments: Iterable[Segment]) -> Counter[int]:
+    """By owner, the samples that it will still train in later passes."""
+    counts: Counter[int] = Counter()
+    for s in segments:
+        if s.left > 0:
+            counts[s.owner] += s.size
+    return counts
+
+
 def held(segments: Iterable[Segment], owner: int) -> int:
-    """Samples that the owner will still train in later passes."""
-    return sum(s.size for s in segments if s.owner == owner and s.left > 0)
+    """The same of one owner."""
+    return holdings(segments)[owner]
 
 
-def visits(segments: Iterable[Segment], owner: int | None = None) -> int:
-    """Samples times passes still to be begun, of one owner or of all."""
-    return sum(s.size * s.left for s in segments if owner is None or s.owner == owner)
+def visits(segments: Iterable[Segment]) -> Counter[int]:
+    """By owner, samples times passes still to be begun."""
+    counts: Counter[int] = Counter()
+    for s in segments:
+        counts[s.owner] += s.size * s.left
+    return counts
 
 
 def move(segments: Sequence[Segment], donor: int, receiver: int, count: int) -> list[Segment]:

@@ -164,9 +164,10 @@ def _wake(draft: Draft) -> None:
     for j in idle:
         if not draft.nodes[j].todo:
             draft.begin_pass(j)
+    more = draft.rules.mended and draft.state.allotted == draft.rules.batches
     for j in idle:
-        if not draft.nodes[j].todo and draft.rules.mended and draft.state.allotted == draft.rules.batches:
-            draft.take_over(j)
+        if more and not draft.nodes[j].todo:
+            more = draft.take_over(j)
             if not draft.nodes[j].todo:
                 draft.begin_pass(j)
         if draft.nodes[j].todo:

@@ -91,8 +91,9 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``accepted``: samples merged; ``allotted``: allocation batches shared out; ``again``: samples that were leased
-    once more after a death or a refusal, and so may have been trained twice but are merged once."""
+    """``accepted``: samples merged; ``allotted``: allocation batches shared out; ``balanced``: the version at which it
+    was last looked whether samples should change hands; ``again``: samples that were leased once more after a death or
+    a refusal, and so may have been trained twice but are merged once."""
 
     rules: Rules
     goal: int = 0
@@ -106,6 +107,7 @@ class State:
     received: tuple[Received, ...] = ()
     nodes: tuple[NodeState, ...] = ()
     next_job: int = 0
+    balanced: int = 0
     again: int = 0
     duplicates: int = 0
     dead: int = 0
@@ -124,7 +126,7 @@ class State:
     @property
     def owed(self) -> int:
         """Samples that still have to be merged, as the shared out part of the ledger says."""
-        return visits(self.segments) + sum(job.size - job.done for job in self.jobs)
+        return visits(self.segments).total() + sum(job.size - job.done for job in self.jobs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; ``State.from_dict`` reads them back."""
