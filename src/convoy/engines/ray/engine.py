@@ -30,6 +30,7 @@ from convoy.schedule.schedule import DRIVER, Entry
 _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 _LEASE_SECONDS = 30.0  # silence after which an actor counts as frozen, if the watchdog is not stricter
 _START_SECONDS = 120.0  # for processes that import PyTorch on a busy machine
+_KNOWN_SECONDS = 1.0  # until the watch has heard of a death
 _SAME_CLOCK_SECONDS = 0.05
 
 RESUME = "go on from the last checkpoint: convoy train --resume RUN, or Trainer.load"
@@ -37,6 +38,8 @@ RESUME = "go on from the last checkpoint: convoy train --resume RUN, or Trainer.
 Key: TypeAlias = "tuple[str, str, int, int]"
 OnResult: TypeAlias = "Callable[[int, int, Any], None]"
 """Takes (batch, part, result) of what a resident's ``result`` returned. Called from the watching thread."""
+
+MODULES = "what the modules of your model import has to be installed on the other machines too"
 
 
 class ActorDied(Exception):
@@ -108,7 +111,7 @@ class RayEngine:
                 hint="keep locks, files and connections out of them and of the modules that define them",
             ) from error
         calls = [call("install", shared, own[lane]) for lane, call in control.items()]
-        for answer in self._await(calls, "take up their work"):
+        for answer in self._await(calls, "take up their work", hint=MODULES):
             _raise_if_failed(answer)
         self._control = control
         self._values = {
@@ -119,7 +122,7 @@ class RayEngine:
         ask = {lane: _reporting(actor, min(ANSWER_SECONDS, lease / 3)) for lane, actor in self._actors.items()}
         self._watch = Watch(self._session.ray, ask, self, lease)
 
-    def _await(self, calls: Sequence[Any], what: str) -> list[Any]:
+    def _await(self, calls: Sequence[Any], what: str, hint: str | None = None) -> list[Any]:
         """What the actors return. Raises MachineError for those that do not in time, WorkerFailed for dead ones."""
         limit = max(_START_SECONDS, self._options.watchdog_seconds)
         try:
@@ -129,10 +132,10 @@ class RayEngine:
                 f"the actors did not {what} within {limit:.0f} s", hint="is the machine busy, or the cluster full?"
             ) from None
         except self._session.ray.exceptions.RayError as error:
-            raise WorkerFailed(
-                f"an actor failed to {what}: {reason_of(error)}",
-                hint="on other machines, the modules that your model uses have to be installed",
-            ) from error
+            with self._changed:  # the watch may know more
+                self._changed.wait_for(lambda: self._failure is not None, timeout=_KNOWN_SECONDS)
+                self._check()
+            raise WorkerFailed(f"an actor failed to {what}: {reason_of(error)}", hint=hint) from error
         return found
 
     def _clock_offset(self, actor: Any) -> float:
@@ -227,7 +230,10 @@ class RayEngine:
         lane, action, cause = self._failure
         try:
             if action is None:
-                raise cause if isinstance(cause, ConvoyError) else WorkerFailed(f"{lane}: {cause}") from cause
+                if isinstance(cause, ConvoyError):
+                    raise cause
+                batch = self._recent[-1][1].batch if self._recent else 0
+                raise WorkerFailed(f"{lane} failed after batch {batch}: {type(cause).__name__}: {cause}") from cause
             raise_failure((lane, action, cause), self._recent)
         except WorkerFailed as error:
             error.hint = error.hint or RESUME
@@ -242,7 +248,7 @@ class RayEngine:
             message = pack(value, f"{topic} of {lane}")
             calls.append(self._control[lane]("ask", topic, message.header, message.array))
         found: dict[str, Any] = {}
-        for lane, answer in zip(values, self._await(calls, f"answer ({topic})"), strict=True):
+        for lane, answer in zip(values, self._await(calls, f"answer ({topic})", hint=RESUME), strict=True):
             _raise_if_failed(answer)
             found[lane] = unpack(answer[0], answer[1], f"{topic} of {lane}")
         return found

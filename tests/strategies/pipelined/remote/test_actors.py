@@ -79,12 +79,14 @@ def test_an_actor_that_freezes_is_noticed(runs: ModuleType) -> None:
     (x, y), *_ = runs.batches([4])
     step(x, y)
     step.drain()
-    os.kill(processes(step)["worker 1"], signal.SIGSTOP)
+    born = processes(step)
+    os.kill(born["worker 1"], signal.SIGSTOP)
     with pytest.raises(RunError, match=r"worker 1 .*(has not answered for|nothing moved for)|nothing moved for"):
         for _ in range(1000):
             step(x, y)
             time.sleep(0.05)
     step.close()
+    assert ended(born)
 
 
 def ended(born: dict[str, int]) -> bool:

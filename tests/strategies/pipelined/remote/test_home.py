@@ -127,6 +127,37 @@ def test_an_actor_that_does_not_answer_is_ended(runs: ModuleType, ray: Any) -> N
         step.close()
 
 
+def test_an_actor_that_dies_while_nothing_is_in_flight(runs: ModuleType, ray: Any) -> None:
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    (x, y), *_ = runs.batches([4])
+    step(x, y)
+    step.drain()
+    held = {name: t.clone() for name, t in model.state_dict().items()}
+    ray.actors[0].die()
+    with pytest.raises(WorkerFailed, match=r"worker 1 failed (after|in the forward of) batch \d.*: ActorDied: ") as e:
+        for _ in range(100):
+            step(x, y)
+    assert "--resume" in str(e.value.hint)
+    step.close()
+    runs.same(dict(model.state_dict()), held, "weights")
+
+
+def test_an_actor_that_dies_on_the_way_home(runs: ModuleType, ray: Any) -> None:
+    """The drain is over and the state is asked for: nothing of it is taken over."""
+    model = runs.Chain(3, 0.0, True)
+    step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
+    held = {name: t.clone() for name, t in model.state_dict().items()}
+    (x, y), *_ = runs.batches([4])
+    step(x, y)
+    ray.disturb = lambda actor, name: actor.die() if actor is ray.actors[1] and name == "ask" else None
+    with pytest.raises(WorkerFailed, match=r"worker 2 failed after batch 0: ActorDied: |to answer \(state\)") as e:
+        step.drain()
+    assert "--resume" in str(e.value.hint)
+    step.close()
+    runs.same(dict(model.state_dict()), held, "weights")
+
+
 def test_results_of_batches_that_are_through_stay_readable(runs: ModuleType, ray: Any) -> None:
     model = runs.Chain(3, 0.0, True)
     step = Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED)
