@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from convoy.planning import plan as plan
     from convoy.strategies.base import Settings as Settings
     from convoy.strategies.base import Strategy as Strategy
+    from convoy.strategies.bilayered import BiLayered as BiLayered
     from convoy.strategies.concurrent import Concurrent as Concurrent
     from convoy.strategies.hybrid import Hybrid as Hybrid
     from convoy.strategies.oracle import oracle as oracle
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BiLayered": "convoy.strategies.bilayered",
     "Concurrent": "convoy.strategies.concurrent",
     "Comparison": "convoy.comparison",
     "ConvoyError": "convoy.errors",
@@ -53,6 +55,7 @@ _HOME = {
     "simulate": "convoy.hardware.step",
 }
 __all__ = [
+    "BiLayered",
     "Comparison",
     "Concurrent",
     "ConvoyError",
