@@ -250,7 +250,7 @@ def visit(s: Integers, trace: Integers, clock: int) -> int:
 
     best, oldest = -1, NEVER
     row_best, row_oldest = -1, NEVER
-    columns = rows = 0  # candidates whose time has come
+    columns = acts = pres = 0  # candidates whose time has come
     act_floor = max(s[CHANNEL_READY + ACT], s[LAST_ACTS + (s[ACT_NEXT] & 3)] + s[FAW])
     column_floor = s[CHANNEL_READY + column]
     per_group = s[PER_GROUP]
@@ -273,7 +273,10 @@ def visit(s: Integers, trace: Integers, clock: int) -> int:
                     if sequence < oldest:
                         best, oldest = slot, sequence
                 else:
-                    rows += 1
+                    if command == ACT:
+                        acts += 1
+                    else:
+                        pres += 1
                     if sequence < row_oldest:
                         row_best, row_oldest = slot, sequence
             place += 1
@@ -293,7 +296,12 @@ def visit(s: Integers, trace: Integers, clock: int) -> int:
         closed = s[OPEN_ROW + bank] < 0
         s[SLOT_OUTCOME + row_best] = max(s[SLOT_OUTCOME + row_best], 1 if closed else 2)
         _issue(s, trace, clock, ACT if closed else PRE, bank, s[SLOT_ROW + row_best] if closed else 0)
-        wake = min(wake, clock + 1 if rows > 1 else max(clock + 1, _next_of_bank(s, queue, bank)))
+        wake = min(wake, max(clock + 1, _next_of_bank(s, queue, bank)))
+        if acts + pres > 1:  # the next row command: at once, but for one activation after another
+            following = clock + 1
+            if closed and pres == 0:
+                following = max(following, s[CHANNEL_READY + ACT])
+            wake = min(wake, following)
     return wake
 
 
