@@ -51,7 +51,7 @@ _HOME = {
     "compare": "convoy.comparison",
     "open_data": "convoy.data",
     "oracle": "convoy.strategies.oracle",
-    "plan": "convoy.planning.plans",
+    "plan": "convoy.planning",
     "simulate": "convoy.hardware.step",
 }
 __all__ = [
