@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from convoy.data.user import as_loader
-from convoy.errors import DataError, Diverged, OptionError
+from convoy.errors import CheckpointError, DataError, Diverged, OptionError
 from convoy.strategies.base import Settings, Turn
 from convoy.strategies.bilayered import BiLayered
 from convoy.strategies.bilayered.checks import check
@@ -244,6 +244,16 @@ def replayed_with_another_seed(made: Any, strategy: BiLayered, events: Any) -> A
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_resumed_with_as_many_nodes(parts: Any) -> None:
+    first = bound(BiLayered(nodes=2), parts(), data())
+    first(Turn(), None)
+    first.drain()
+    second = bound(BiLayered(nodes=3), parts(), data())
+    second.restore(first.state())
+    with pytest.raises(CheckpointError, match="2 nodes, this one has 3"):
+        second(Turn(), None)
 
 
 def test_weights_that_are_not_finite_end_the_run(parts: Any) -> None:

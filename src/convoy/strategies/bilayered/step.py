@@ -11,6 +11,7 @@ import copy
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convoy.data.keys import key
-from convoy.errors import Diverged, InternalError, RunError
+from convoy.errors import CheckpointError, Diverged, InternalError, RunError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.strategies.base import Loss, Settings, StepResult, Turn, TurnResult
 from convoy.strategies.batch import prepare_model
@@ -94,7 +95,7 @@ class BiLayeredStep:
         server = self._server or self._build()
         self._outfit()
         while True:
-            message, report = self._next(server), None
+            message = self._next(server)
             parcel: Parcel | None = None
             if isinstance(message, Push) and server.expects(message):
                 message, parcel = self._work(message)
@@ -103,7 +104,6 @@ class BiLayeredStep:
             if merge is not None:
                 return self._turn(server, merge)
             self._outfit()
-            del report
 
     def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
         """An epoch is over when the server has merged as many samples as there are; nothing waits for it."""
@@ -246,6 +246,12 @@ class BiLayeredStep:
 
     def _take_up(self, server: Server, saved: Mapping[str, Any], weights: Flat) -> None:
         state = State.from_dict(saved["server"])
+        before = len(saved["optimizers"]) + 1
+        if before != len(self._nodes):
+            raise CheckpointError(
+                f"the checkpoint is of a run with {before} nodes, this one has {len(self._nodes)}",
+                hint="resume with the nodes of the run",
+            )
         server.restore(state, {int(number): _to_arrays(flat) for number, flat in saved["bases"]}, weights)
         self._cluster.restore(saved["cluster"])
         self._leases = {lease.grant.node: lease for lease in map(Lease.parse, saved["leases"])}
@@ -400,8 +406,6 @@ def _values(push: Push) -> dict[str, Any]:
 
 
 def _reseeded(settings: Settings, replica: int) -> Settings:
-    from dataclasses import replace
-
     return replace(settings, seed=key(_REPLICA, settings.seed, replica) >> 1)
 
 
