@@ -13,7 +13,7 @@ import convoy as package
 from convoy.cli import app
 from convoy.errors import Diverged, InputError, WorkerFailed
 
-VERBS = ("train", "plan", "evaluate", "predict", "export", "compare", "report", "doctor")
+VERBS = ("train", "plan", "evaluate", "predict", "export", "compare", "report", "simulate", "doctor")
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -28,7 +28,8 @@ def test_help_names_the_verbs_that_there_are_and_no_others(convoy: Any) -> None:
     assert shown.code == 0
     for verb in VERBS:
         assert f" {verb} " in shown.out
-    assert "simulate" not in shown.out
+    listed = {line.split()[1] for line in shown.out.splitlines() if line.startswith("│ ") and "--" not in line}
+    assert listed == set(VERBS)
 
 
 def test_version(convoy: Any) -> None:
