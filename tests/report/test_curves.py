@@ -83,3 +83,16 @@ def test_the_first_epoch_does_not_count_where_there_are_others():
     assert curves.settled([9.0, 1.0, None, 2.0]) == [1.0, 2.0]
     assert curves.settled([None, 9.0]) == [9.0]
     assert curves.settled([]) == []
+
+
+def test_decisions_that_are_made_again_and_again_are_curves(folder):
+    folder.trained()
+    for batch in range(30):
+        data = {"cause": "data", "accepted": batch / 30, "samples": 32, "set": "a1", "constant": 1}
+        folder.tell("decision", "accept", 2.0, batch=batch, data=data)
+    folder.tell("decision", "speculation", 2.0, batch=3, data={"cause": "data", "agreement": 0.9})
+    run = read_run(folder.write())
+    (chart,) = curves.decided(run)
+    assert chart.title == "Accept: accepted" and chart.percent
+    assert line(chart, "accept: accepted")[15] == (15, 0.5)
+    assert curves.often(run) == ["accept"]

@@ -165,3 +165,20 @@ def test_places_that_cannot_be_written(folder, tmp_path):
         write_report(path, tmp_path / "no" / "such" / "folder.html")
     with pytest.raises(CheckpointError, match="is no run folder"):
         write_report(tmp_path / "gone")
+
+
+def test_decisions_that_are_many_are_counted_and_the_others_listed(folder):
+    folder.trained()
+    for batch in range(30):
+        folder.tell("decision", "accept", 2.0, batch=batch, data={"cause": "data", "accepted": batch})
+        folder.tell("decision", "drain", 2.0, batch=batch, data={"cause": "user", "reason": "validation"})
+    folder.tell("decision", "switch", 2.0, batch=20, data={"cause": "user", "from": "a", "to": "b", "epoch": 2})
+    page = run_page(read_run(folder.write()))
+    (section,) = [section for section in page.sections if section.key == "strategy"]
+    assert [part.title for part in section.parts] == ["Accept: accepted", "Decisions"]
+    rows = list(csv.reader(io.StringIO(section.parts[-1].numbers)))[1:]
+    assert rows == [
+        ["accept", "30 times", "data", ""],
+        ["drain", "30 times", "user", "validation"],
+        ["switch", "before mini-batch 20", "user", "from a, to b, epoch 2"],
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from convoy.report.files import RunFiles, number
 
 MOST_POINTS = 600  # of a curve; more are averaged in groups
 _KNOWN_STEP = {"epoch", "index", "loss", "correct", "samples", "lr", "in_flight", "lanes", "batch", "seconds"}
+_KNOWN_DECISION = {"name", "batch", "seconds", "samples", "epoch"}
 _KNOWN_EPOCH = {
     "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds", "samples",
     "samples_per_second", "lr", "busy", "batch", "memory_bytes",
@@ -90,6 +92,24 @@ def others(run: RunFiles) -> list[Chart]:
     for name, values in _extras(run.epochs, _KNOWN_EPOCH, "epoch").items():
         charts.append(_other(name, "epoch", [b for b, _ in values], [v for _, v in values]))
     return charts
+
+
+def decided(run: RunFiles) -> list[Chart]:
+    """Numbers in decisions that were made again and again: what was accepted of each mini-batch, say."""
+    charts = []
+    for name in often(run):
+        rows = [row for row in run.decisions if row["name"] == name]
+        for key, values in _extras(rows, _KNOWN_DECISION).items():
+            if len({value for _, value in values}) > 1:
+                x, y = thinned([b for b, _ in values], [v for _, v in values])
+                charts.append(_other(f"{name}: {key}", "mini-batch", x, y))
+    return charts
+
+
+def often(run: RunFiles, times: int = 20) -> list[str]:
+    """The names of decisions that are too many to be listed."""
+    counts = Counter(row["name"] for row in run.decisions if row["name"] != "drain")
+    return [name for name, count in counts.items() if count > times]
 
 
 def switches(run: RunFiles) -> tuple[tuple[float, str], ...]:
@@ -185,7 +205,7 @@ def _extras(rows: Rows, known: set[str], place: str = "batch") -> dict[str, list
 
 
 def _other(name: str, x_label: str, x: Sequence[float], y: Sequence[float | None]) -> Chart:
-    share = any(word in name for word in ("share", "rate", "accept", "accuracy", "hit"))
+    share = any(word in name for word in ("share", "rate", "accept", "accuracy", "agreement", "hit"))
     values = [value for value in y if value is not None]
     percent = share and all(0 <= value <= 1 for value in values)
     title = name.replace("_", " ")

@@ -30,7 +30,12 @@ def run_page(run: RunFiles) -> Page:
         section("timeline", "A few steps", _timeline(run), _durations(run)),
         _utilisation(run),
         section("staleness", "Staleness", _staleness(run), _mean_staleness(run)),
-        section("strategy", "What the strategy reported", *map(figure, curves.others(run)), _decisions(run)),
+        section(
+            "strategy",
+            "What the strategy reported",
+            *map(figure, [*curves.others(run), *curves.decided(run)]),
+            _decisions(run),
+        ),
         _memory(run),
         _plan(run),
         _configuration(run),
@@ -115,19 +120,20 @@ def _mean_staleness(run: RunFiles) -> Table | None:
 
 
 def _decisions(run: RunFiles) -> Table | None:
-    """Drains are many and alike, so they are counted; the rest is listed."""
+    """Drains, and others that are many, are counted; the rest is listed."""
+    many = {"drain", *curves.often(run)}
     counts = Counter(
-        (d["name"], str(d.get("cause", "")), str(d.get("reason", ""))) for d in run.decisions if d["name"] == "drain"
+        (d["name"], str(d.get("cause", "")), str(d.get("reason", ""))) for d in run.decisions if d["name"] in many
     )
     rows: list[list[Any]] = [[name, f"{count} times", cause, reason] for (name, cause, reason), count in counts.items()]
-    others = [d for d in run.decisions if d["name"] != "drain"]
-    for decision in others[:50]:
-        rest = {k: v for k, v in decision.items() if k not in ("name", "batch", "seconds", "cause")}
-        batch = decision.get("batch")
-        where = "" if batch is None else f"before mini-batch {batch}"
-        rows.append([decision["name"], where, str(decision.get("cause", "")), shown(rest)])
-    note = f"{len(others) - 50} more are in events.jsonl." if len(others) > 50 else ""
-    return table("Decisions", ["decision", "when", "cause", "content"], rows, note)
+    for decision in run.decisions:
+        if decision["name"] not in many:
+            rest = {k: v for k, v in decision.items() if k not in ("name", "batch", "seconds", "cause")}
+            batch = decision.get("batch")
+            where = "" if batch is None else f"before mini-batch {batch}"
+            rows.append([decision["name"], where, str(decision.get("cause", "")), shown(rest)])
+    note = f"{len(rows) - 60} more are in events.jsonl." if len(rows) > 60 else ""
+    return table("Decisions", ["decision", "when", "cause", "content"], rows[:60], note)
 
 
 def _memory(run: RunFiles) -> Section | None:
