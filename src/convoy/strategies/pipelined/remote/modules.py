@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 _OWN = Path(__file__).parents[3]
 
@@ -19,7 +19,7 @@ def modules_of(model: nn.Module, *others: Any) -> set[ModuleType]:
     """The modules that define the model's classes and ``others`` (a loss, an optimizer) and belong to no installed
     package."""
     found = set()
-    for name in {defined for thing in (*model.modules(), *others) for defined in _names(thing)}:
+    for name in {name for thing in (model, *others) for name in _names(thing)}:
         module = sys.modules.get(name)
         if module is not None and name != "__main__" and not _installed(module):  # Ray itself takes __main__ along
             found.add(module)
@@ -27,8 +27,11 @@ def modules_of(model: nn.Module, *others: Any) -> set[ModuleType]:
 
 
 def _names(thing: Any) -> Iterator[str]:
-    kinds = type(thing).__mro__ if isinstance(thing, (nn.Module, Optimizer)) else (thing, type(thing))
-    for kind in kinds:
+    """The names of the modules that define ``thing`` and what it is made of."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    parts = thing.modules() if isinstance(thing, nn.Module) else (thing,)
+    for kind in (kind for part in parts for kind in (part, *type(part).__mro__)):
         name = getattr(kind, "__module__", None)
         if isinstance(name, str):
             yield name
