@@ -92,6 +92,18 @@ def test_staleness_of_a_run(folder):
     assert set(second.y) == {0}
 
 
+def test_weights_that_are_never_stale_are_not_drawn(folder):
+    folder.begin()
+    for number in range(4):
+        folder.batch(number)
+    for row in folder.events:
+        if row["kind"] == "action" and row["data"]["kind"] == "F":
+            row["data"]["reads"] = {name: row["batch"] for name in row["data"]["reads"]}
+    run = read_run(folder.write())
+    assert staleness(run).empty
+    assert {row[2] for row in mean_staleness(run)} == {0}
+
+
 def test_times_of_actions_are_medians_of_warm_mini_batches():
     actions = [action(0, end=9.0), *(action(b, end=0.1 * b) for b in (1, 2, 3)), action(3, end=0.7)]
     assert action_seconds_of(actions) == {("F", "1"): pytest.approx(0.2)}

@@ -1,15 +1,15 @@
 """Colours and escaping that all drawings share.
 
-The colours are those of Okabe and Ito, which people with the common colour deficiencies tell apart; lines differ in
-their dashes too. Every colour is a CSS variable with a value for pages that do not set it.
+The first six colours are those of Okabe and Ito, which people with the common colour deficiencies tell apart; lines
+differ in their dashes too. Every colour is a CSS variable with a value for pages that do not set it.
 """
 
 from __future__ import annotations
 
 from html import escape
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "9 3 2 3")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b", "#8c4a2f", "#a8b400")
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 3", "5 2 1 2", "1 2", "9 3 2 3 2 3", "4 4", "14 3 2 3")
 
 
 def colour(index: int) -> str:

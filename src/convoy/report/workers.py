@@ -21,7 +21,12 @@ KINDS = {
     "U": "update",
     "L": "loss",
     "E": "enter",
+    "P": "predict",
+    "C": "compare",
+    "M": "remember",
+    "X": "correct",
 }
+"""The kinds of action that strategies have. One that is not here is shown by its letter."""
 
 
 def complete_batches(actions: Sequence[Action]) -> list[list[int]]:
@@ -100,10 +105,11 @@ def stalenesses(actions: Sequence[Action]) -> dict[str, list[tuple[int, int]]]:
 
 
 def staleness(run: RunFiles) -> Chart:
-    """Staleness over mini-batches of all weights that were ever stale; of all, where none was."""
+    """Staleness over mini-batches, of all weights or, where they are many, of those that were ever stale. Empty where
+    none was."""
     every = stalenesses(run.actions)
     stale = {name: values for name, values in every.items() if any(v for _, v in values)}
-    if len(every) - len(stale) == 1 or len(every) <= 8:
+    if stale and len(every) <= 8:
         stale = every
     lines = []
     for name, values in list(stale.items())[:8]:

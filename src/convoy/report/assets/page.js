@@ -51,7 +51,7 @@
     const { head, columns } = parse(figure.querySelector(".numbers pre").textContent);
     const place = figure.querySelector(".plot");
     const width = () => Math.max(260, Math.floor(place.clientWidth));
-    const colour = (i) => css(`--c${i % 8}`);
+    const colour = (i) => css(`--c${i % 10}`);
     const axis = { stroke: css("--faint"), grid: { stroke: css("--rule"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
     const options = {
       width: width(), height: Math.round(Math.min(300, Math.max(220, width() * 0.55))),
