@@ -40,6 +40,7 @@ def measure(step: Any, hardware: Hardware, policy: str, **options: Any) -> dict[
     found: Simulation = simulate(step, hardware, turns=turns, reread=once != "once", **options)
     row = {"policy": policy, "speedup": round(found.speedup, 4), "bound": round(found.bound_speedup, 4)}
     row |= {"way": round(found.way_to_bound, 3), "ms": round(1e3 * found.seconds, 3), "joules": round(found.joules, 3)}
+    row |= {"speedup_where_it_helps": round(found.serial_seconds / found.seconds_where_it_helps, 4)}
     row |= {"serial_ms": round(1e3 * found.serial_seconds, 3), "serial_joules": round(found.serial_joules, 3)}
     row |= {"host_alone_ms": round(1e3 * found.host_alone_seconds, 3)}
     row |= {"host_alone_joules": round(found.host_alone_joules, 3)}

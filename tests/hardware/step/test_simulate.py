@@ -45,6 +45,8 @@ def test_serial_is_serial_and_one_group_is_serial_too(step, simulated):
 
 def test_planned_is_never_slower_than_serial(simulated):
     assert simulated["planned"].seconds <= simulated["serial"].seconds
+    for found in simulated.values():
+        assert found.seconds_where_it_helps <= min(found.seconds, found.serial_seconds) * (1 + 1e-9)
     assert 0 < simulated["planned"].way_to_bound <= 1
 
 

@@ -66,6 +66,12 @@ class Simulation:
         return self.serial_seconds / self.seconds
 
     @property
+    def seconds_where_it_helps(self) -> float:
+        """With every layer that is slower than serial done serially instead."""
+        clocks = sum(min(row.clocks, row.serial_clocks) for row in self.rows)
+        return clocks * 1e-9 * self.hardware.memory.clock_ns
+
+    @property
     def bound_speedup(self) -> float:
         return self.serial_seconds / self.bound_seconds
 
@@ -87,6 +93,7 @@ class Simulation:
             "serial_seconds": self.serial_seconds,
             "host_alone_seconds": self.host_alone_seconds,
             "bound_seconds": self.bound_seconds,
+            "seconds_where_it_helps": self.seconds_where_it_helps,
             "speedup_over_serial": self.speedup,
             "bound_speedup": self.bound_speedup,
             "share_of_the_way_to_the_bound": self.way_to_bound,
