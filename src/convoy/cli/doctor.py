@@ -98,21 +98,11 @@ def _busy() -> Finding:
 
 def busy_cores(seconds: float) -> float | None:
     """Cores that other processes use, averaged over ``seconds``; None where the system does not say."""
+    from convoy.training.load import OtherLoad
 
-    def used() -> float | None:
-        try:
-            fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-            ticks = list(map(int, fields))
-        except (OSError, ValueError, IndexError):
-            return None
-        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
-
-    own, before, began = time.process_time(), used(), time.perf_counter()
+    load = OtherLoad()
     time.sleep(seconds)
-    after, elapsed = used(), time.perf_counter() - began
-    if before is None or after is None:
-        return None
-    return max(0.0, (after - before - (time.process_time() - own)) / elapsed)
+    return load.cores()
 
 
 def _threads() -> Finding:

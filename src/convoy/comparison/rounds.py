@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from convoy.comparison.comparison import COMPARISON_FILE, Comparison, Outcome, Turn
-from convoy.comparison.load import OtherLoad
 from convoy.comparison.runner import Runner
 from convoy.comparison.turns import Paused, order
 from convoy.errors import ConvoyError
 from convoy.events.plain import plain
 from convoy.training.files import machine_errors, write_json
 from convoy.training.interrupt import Interrupt
+from convoy.training.load import OtherLoad
 
 
 class Rounds:

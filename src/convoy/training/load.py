@@ -7,11 +7,6 @@ import time
 from pathlib import Path
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class OtherLoad:
     """From when it is made: what others used."""
 
