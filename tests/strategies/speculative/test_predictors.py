@@ -77,6 +77,18 @@ def test_linear_finds_a_linear_map() -> None:
     assert (guess - true).norm() < 0.05 * true.norm()
 
 
+@pytest.mark.parametrize("name", ["label-mean", "linear"])
+def test_channels_last_changes_no_prediction(name: str) -> None:
+    last = PREDICTORS[name](Room(SHAPE, CLASSES, 10_000_000, channels_last=True))
+    first = taught(name, sample(0), sample(1))
+    for labels, signal, given in (sample(0), sample(1)):
+        last.learn(labels, signal.contiguous(memory_format=torch.channels_last), given)
+    labels, _, given = sample(2)
+    guess = last.predict(labels, given)
+    torch.testing.assert_close(guess, first.predict(labels, given), rtol=1e-4, atol=1e-6)
+    assert guess.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_network_learns_a_signal_that_depends_on_the_activation() -> None:
     def lesson(seed: int) -> Any:
         labels, _, given = sample(seed, 32)

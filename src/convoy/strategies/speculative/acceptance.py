@@ -80,10 +80,10 @@ def by_signal(speculated: Tensor | None, exact: Tensor, threshold: float) -> Sel
     """Accept where ‖ŝ_i − s_i‖ < θ · √(mean_j ‖s_j‖²): the error counts in units of the mini-batch's root mean
     square signal, so that the relative error of all accepted rows together is below θ. ``speculated`` None is ŝ = 0:
     samples with hardly any signal are accepted. θ = 0 accepts nothing, θ = inf everything."""
-    flat = exact.flatten(1)
-    squares = flat.square().sum(1)
+    own = tuple(range(1, exact.dim()))  # not flattened first: that would copy what is channels last
+    squares = exact.square().sum(own)
     unit = squares.mean().sqrt()
-    errors = squares.sqrt() if speculated is None else (speculated.flatten(1) - flat).norm(dim=1)
+    errors = squares.sqrt() if speculated is None else (speculated - exact).square().sum(own).sqrt()
     if threshold == float("inf"):
         rejected = torch.zeros(exact.shape[0], dtype=torch.bool)
     else:
@@ -115,11 +115,12 @@ def cosine(pairs: Sequence[tuple[float, float, float]]) -> float:
 
 
 def products(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> tuple[float, float, float]:
-    """(a·b, a·a, b·b) of two lists of tensors, in double precision."""
+    """(a·b, a·a, b·b) of two lists of tensors."""
     ab = aa = bb = 0.0
     for one, other in zip(a, b, strict=True):
         if one is None or other is None:
             continue
-        x, y = one.flatten().double(), other.flatten().double()
-        ab, aa, bb = ab + float(x @ y), aa + float(x @ x), bb + float(y @ y)
+        ab += float((one * other).sum())
+        aa += float(one.square().sum())
+        bb += float(other.square().sum())
     return ab, aa, bb

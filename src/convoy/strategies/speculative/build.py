@@ -114,7 +114,7 @@ class _Formed:
 
 def _cut(strategy: Speculative, units: Units, settings: Settings, kept: Remembered | None) -> _Formed:
     region, choice = cut_region(units, strategy.cut), strategy.choice
-    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed)
+    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed, settings.channels_last)
     predictor = predictor if kept is None else cast(Predictor, kept)
     part = cut_part(units, region, predictor, choice, strategy.limit, settings.seed, settings.channels_last)
     return _Formed(region, part, predictor, choice.kind.bytes(predictor.room))

@@ -19,10 +19,12 @@ from convoy.strategies.tasks.ops import Frame
 from convoy.strategies.tasks.units import Units
 
 
-def make_predictor(units: Units, region: Region, choice: Choice, limit_bytes: int, seed: int) -> Predictor:
+def make_predictor(
+    units: Units, region: Region, choice: Choice, limit_bytes: int, seed: int, channels_last: bool
+) -> Predictor:
     """Raises OptionError where what it remembers does not fit."""
     classes = units.specs[logits_of(units)].shape[1]
-    room = Room(label_specs(units.graph, region.start), classes, limit_bytes, seed)
+    room = Room(label_specs(units.graph, region.start), classes, limit_bytes, seed, channels_last)
     need = choice.kind.bytes(room)
     if need > limit_bytes:
         raise OptionError(
@@ -55,7 +57,7 @@ def cut_part(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     learn = Memory(
         "signal",
-        kernels.learn(predictor, predictor.wants),
+        kernels.learn(predictor, predictor.wants, layout),
         ("t", f"d.{region.start}", *wanted),
     )
     return replace(

@@ -40,12 +40,14 @@ def predict(predictor: Predictor, wants: Sequence[str], layout: torch.memory_for
     return run
 
 
-def learn(predictor: Predictor, wants: Sequence[str]) -> Run:
+def learn(predictor: Predictor, wants: Sequence[str], layout: torch.memory_format) -> Run:
     """Target, exact signal, then what the predictor wants."""
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
         labels, signal, *rest = args
-        predictor.learn(labels, signal * labels.shape[0], _given(wants, rest))
+        signal = signal * labels.shape[0]
+        signal = signal.contiguous(memory_format=layout) if signal.dim() == 4 else signal
+        predictor.learn(labels, signal, _given(wants, rest))
         return ()
 
     return run

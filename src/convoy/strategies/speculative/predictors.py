@@ -27,10 +27,24 @@ class Room:
     classes: int
     limit_bytes: int
     seed: int = 0
+    channels_last: bool = False
 
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    def rows(self, signals: Tensor) -> Tensor:
+        """Signals [N, *S] as rows [N, F], in the order in which they lie in memory."""
+        if self.channels_last and len(self.shape) == 3:
+            signals = signals.permute(0, 2, 3, 1)
+        return signals.reshape(signals.shape[0], self.elements)
+
+    def signals(self, rows: Tensor) -> Tensor:
+        """The inverse of ``rows``."""
+        if self.channels_last and len(self.shape) == 3:
+            c, h, w = self.shape
+            return rows.reshape(-1, h, w, c).permute(0, 3, 1, 2)
+        return rows.reshape(-1, *self.shape)
 
 
 class Predictor(ABC):
@@ -98,7 +112,7 @@ class _ByLabel(Predictor):
 
     def __init__(self, room: Room) -> None:
         super().__init__(room)
-        self.store = torch.zeros((room.classes, *room.shape))
+        self.store = room.signals(torch.zeros(room.classes, room.elements))
         self.seen = torch.zeros(room.classes, dtype=torch.bool)
 
     @classmethod
@@ -140,12 +154,14 @@ class LabelMean(_ByLabel):
         rows = torch.zeros(self.room.classes, labels.shape[0])
         rows[labels, torch.arange(labels.shape[0])] = 1.0
         counts = rows.sum(1)
-        means = (rows / counts.clamp(min=1)[:, None]) @ self._target(labels, signal, given).flatten(1)
-        means = means.reshape(self.store.shape)
-        present = counts > 0
-        old = torch.where(self._along(self.seen), self.store, means)
-        self.store = torch.where(self._along(present), self.DECAY * old + (1 - self.DECAY) * means, self.store)
-        self.seen |= present
+        present = (counts > 0).nonzero().flatten()
+        weights = (rows / counts.clamp(min=1)[:, None])[present]
+        means = weights @ self.room.rows(self._target(labels, signal, given))
+        kept = torch.where(self.seen[present], self.DECAY, 0.0)[:, None]
+        store = self.room.rows(self.store)
+        store[present] = (store[present] * kept).addcmul_(means, 1 - kept)
+        self.store = self.room.signals(store)
+        self.seen[present] = True
 
     def _target(self, labels: Tensor, signal: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return signal
@@ -193,11 +209,11 @@ class Linear(Predictor):
         return 4 * room.classes * (2 * room.elements + room.classes)
 
     def predict(self, labels: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        return (_softmax_error(labels, given["softmax"]) @ self.map).reshape(-1, *self.room.shape)
+        return self.room.signals(_softmax_error(labels, given["softmax"]) @ self.map)
 
     def learn(self, labels: Tensor, signal: Tensor, given: Mapping[str, Tensor]) -> None:
         q = _softmax_error(labels, given["softmax"])
-        self.cross = self.DECAY * self.cross + q.t() @ signal.reshape(labels.shape[0], -1)
+        self.cross = self.DECAY * self.cross + q.t() @ self.room.rows(signal)
         self.square = self.DECAY * self.square + q.t() @ q
         ridge = self.RIDGE * self.square.diagonal().mean() + 1e-12
         self.map = torch.linalg.solve(self.square + ridge * torch.eye(self.room.classes), self.cross)
