@@ -19,6 +19,12 @@ def test_the_interval_is_students():
     assert interval([3.0, 3.0]) == (3.0, 0.0)
 
 
+def test_the_last_value_of_the_table_is_used():
+    values = [float(i % 2) for i in range(31)]  # 30 degrees of freedom
+    _, half = interval(values)
+    assert half == pytest.approx(2.042 * statistics.stdev(values) / math.sqrt(31))
+
+
 def test_many_values_have_the_normal_interval():
     values = [float(i % 2) for i in range(200)]
     mean, half = interval(values)

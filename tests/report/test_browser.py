@@ -115,6 +115,20 @@ def test_the_keyboard_moves_the_cursor_and_zooms(browser, page):
     assert browser.messages == []
 
 
+def test_arrows_go_from_value_to_value(browser, page):
+    browser.open(page)
+    all_plots(browser)
+    plot = "[...document.querySelectorAll('.uplot')].find(e => e.ariaLabel.startsWith('Loss of the mini-batches'))"
+    browser.run(f"{plot}.focus()")
+    said = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight"):
+        browser.press(key)
+        said.append(browser.run(SAID))
+    assert said == [
+        f"mini-batch {b}: training loss {v}" for b, v in ((1, 1), (2, 0.6667), (1, 1), (39, 0.05), (39, 0.05))
+    ]
+
+
 def test_sections_and_numbers_are_reached_without_a_pointer(browser, page):
     browser.open(page)
     browser.press("Tab")

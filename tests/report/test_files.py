@@ -89,6 +89,13 @@ def test_epochs_belong_to_the_plan_that_was_in_force(folder):
     assert [(plan["strategy"], epochs) for plan, epochs in run.plans] == [("pipelined", {1, 2}), ("sequential", {3})]
 
 
+def test_an_epoch_that_was_trained_again_belongs_to_the_later_plan(folder):
+    folder.begin().epoch(1).epoch(2)
+    folder.tell("plan", "sequential", 5.0, data={"strategy": "sequential"})
+    run = read_run(folder.epoch(2).write())
+    assert [epochs for _, epochs in run.plans] == [{1}, {2}]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats(allow_nan=True) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
