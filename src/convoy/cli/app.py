@@ -25,7 +25,7 @@ def build(arguments: Sequence[str]) -> App:
     """The command; ``arguments`` decide which options of ``train`` and ``plan`` their help shows."""
     app = App(
         name="convoy",
-        help="Train PyTorch CNNs, one batch after the other or as a pipeline with stale weights.",
+        help="Train PyTorch CNNs in parallel under five strategies, and see what each of them buys.",
         help_epilogue="For example: convoy train lenet5 --data digits --strategy pipelined --stages 2",
         version=__version__,
         version_flags=["--version"],
