@@ -29,7 +29,7 @@ from convoy.schedule.schedule import DRIVER, Entry
 
 _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 _LEASE_SECONDS = 30.0  # silence after which an actor counts as frozen, if the watchdog is not stricter
-_START_SECONDS = 120.0  # for processes that import PyTorch on a busy machine
+_START_SECONDS = 300.0  # for processes that import PyTorch on a busy machine
 _KNOWN_SECONDS = 1.0  # until the watch has heard of a death
 _SAME_CLOCK_SECONDS = 0.05
 

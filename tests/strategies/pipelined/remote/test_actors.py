@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -140,7 +141,8 @@ def killed_and_resumed(runs: ModuleType, run_dir: Path, worker: str, after: floa
         loop = first._loop
         if loop is not None:
             born.update(processes(loop.step))
-            os.kill(born[worker], signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the run was through before
+                os.kill(born[worker], signal.SIGKILL)
 
     first._callbacks = (*first._callbacks, lambda event: began.set() if event.kind == "step" else None)
     thread = threading.Thread(target=kill)
