@@ -28,13 +28,15 @@ def sequential(bench: Bench, loss: Loss) -> Iterator[Row]:
     threads = available_threads(bench.settings)
     held = activations(bench) + weights(bench)  # first: what the profile knows need not be measured again
     seconds, alone = bench.whole(threads), bench.whole(1)
-    yield Row("sequential", "", seconds, (min(1.0, alone / seconds / threads),), (held,), 0.0, "plain training")
+    own = f"--threads {threads}" if threads > 1 else ""
+    yield Row("sequential", own, seconds, (min(1.0, alone / seconds / threads),), (held,), 0.0, "plain training")
     if alone < seconds:  # small networks, or another program on one of the cores
         yield Row("sequential", "--threads 1", alone, (1.0,), (held,), 0.0, "plain training")
 
 
 def pipelined(bench: Bench, loss: Loss) -> Iterator[Row]:
-    yield from (pipeline_row(plan, options) for plan, options in pipelines(bench, loss))
+    norms = has_batch_norm(bench)
+    yield from (pipeline_row(plan, options, norms) for plan, options in pipelines(bench, loss))
 
 
 def pipelines(bench: Bench, loss: Loss) -> Iterator[tuple[PipelinePlan, str]]:
@@ -63,7 +65,8 @@ def stages_and_threads(bench: Bench) -> tuple[int, int]:
     return stages, max(1, available_threads(bench.settings) // stages)
 
 
-def pipeline_row(plan: PipelinePlan, options: str) -> Row:
+def pipeline_row(plan: PipelinePlan, options: str, norms: bool) -> Row:
+    """``norms``: whether the model has BatchNorm layers, which see micro-batches."""
     assert plan.step_seconds is not None
     step = plan.step_seconds
     busy = tuple(min(1.0, (stage.seconds or 0.0) / step) for stage in plan.stages)
@@ -71,14 +74,17 @@ def pipeline_row(plan: PipelinePlan, options: str) -> Row:
         (plan.held_bytes(stage) or 0) + 3 * stage.weight_bytes + stage.extra_weight_bytes for stage in plan.stages
     )
     stale = max(stage.staleness for stage in plan.stages)
-    parts = f", BatchNorm sees 1/{plan.accumulate}" if plan.accumulate > 1 else ""
+    parts = f", BatchNorm sees 1/{plan.accumulate}" if plan.accumulate > 1 and norms else ""
     return Row("pipelined", options, step, busy, held, stale, f"{plan.stale_share:.0%} of weights stale{parts}")
 
 
 def hybrid(bench: Bench, loss: Loss) -> Iterator[Row]:
     """Half of the run as the first pipeline, half sequentially, as published."""
     plan, options = next(pipelines(bench, loss))
-    first, then = pipeline_row(plan, options), min(sequential(bench, loss), key=lambda row: row.step_seconds)
+    first, then = (
+        pipeline_row(plan, options, has_batch_norm(bench)),
+        min(sequential(bench, loss), key=lambda row: row.step_seconds),
+    )
     step = (first.step_seconds + then.step_seconds) / 2
     yield replace(
         first, name="hybrid", options=f"--switch 0.5 {options}", step_seconds=step,
@@ -104,7 +110,7 @@ def ddp(bench: Bench, loss: Loss) -> Iterator[Row]:
     busy = (min(1.0, (compute + update) / seconds),) * workers
     yield Row(
         "DDP", "(torchrun)", seconds, busy, (held,) * workers, 0.0,
-        f"BatchNorm sees 1/{workers}", own=False,
+        f"BatchNorm sees 1/{workers}" if has_batch_norm(bench) else "plain training", own=False,
     )  # fmt: skip
 
 
@@ -116,6 +122,10 @@ def contention(bench: Bench) -> float:
         return CONTENTION
     together = sum(stage.seconds for stage in bench.balanced(stages, threads).times)
     return max(1.0, together / bench.whole(threads))
+
+
+def has_batch_norm(bench: Bench) -> bool:
+    return any(node.kind == "batch_norm" for node in bench.graph.nodes)
 
 
 def activations(bench: Bench) -> int:
