@@ -220,7 +220,9 @@ class TrainConfig(BaseModel):
         of=f"{_PIPELINED} {_BILAYERED}",
         value="ADDRESS",
     )
-    insecure: bool | None = _option("Strategy", "Take a Ray cluster that asks for no token.", of=_PIPELINED)
+    insecure: bool | None = _option(
+        "Strategy", "Take a Ray cluster that asks for no token.", of=f"{_PIPELINED} {_BILAYERED}"
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = _option("Machine", "Keys all that is drawn by chance.", 0, value="N")
     precision: Literal["float32", "bfloat16"] = _option("Machine", "Numbers that passes compute with.", "float32")

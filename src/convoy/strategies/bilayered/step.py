@@ -26,7 +26,7 @@ from convoy.strategies.batch import prepare_model
 from convoy.strategies.bilayered import tensors
 from convoy.strategies.bilayered.checks import check
 from convoy.strategies.bilayered.course import Course
-from convoy.strategies.bilayered.layout import Flat
+from convoy.strategies.bilayered.layout import Flat, Layout
 from convoy.strategies.bilayered.messages import Effect, Goal, Grant, Join, Merge, Message, Note, Push, Refuse, to_row
 from convoy.strategies.bilayered.node import Lease, Node, Report
 from convoy.strategies.bilayered.parcel import Parcel
@@ -50,6 +50,9 @@ class BiLayeredStep:
     ``script``: how the nodes behave in virtual time; by default as their nominal speeds say. ``arrivals``: the messages
     of a recorded run, in the order in which its server heard them, in place of virtual time.
     """
+
+    _engine = "inline"
+    _notes: tuple[str, ...] = ("times, speeds and shares are those of virtual time: all nodes train in this thread",)
 
     def __init__(
         self,
@@ -199,12 +202,11 @@ class BiLayeredStep:
             )
         else:
             rules = State.from_dict(saved["server"]).rules
-        quality = HeldOut(self._model, self._samples, settings) if strategy.measures_quality else None
-        self._server = server = Server(rules, layout, weights, quality=quality)
-        self._nodes = [self._node(index) for index in range(len(strategy.speeds))]
+        self._server = server = self._serve(rules, layout, weights)
+        self._nodes = self._make_nodes()
         self._plan = BiLayeredPlan(
             strategy.name,
-            "inline",
+            self._engine,
             len(strategy.speeds),
             strategy.speeds,
             rules.update,
@@ -215,7 +217,7 @@ class BiLayeredStep:
             len(self._samples.held_out),
             layout.bytes,
             settings.threads or torch.get_num_threads(),
-            ("times, speeds and shares are those of virtual time: all nodes train in this thread",),
+            self._notes,
         )
         self._report("plan", strategy.name, self._plan.to_dict())
         if saved is not None:
@@ -226,12 +228,20 @@ class BiLayeredStep:
             self._handle(server, Goal(self._passes, self._cluster.now), None)
         return server
 
+    def _serve(self, rules: Rules, layout: Layout, weights: Flat) -> Server:
+        measures = self._strategy.measures_quality
+        quality = HeldOut(self._model, self._samples, self._settings) if measures else None
+        return Server(rules, layout, weights, quality=quality)
+
+    def _make_nodes(self) -> list[Node]:
+        return [self._node(index) for index in range(len(self._strategy.speeds))]
+
     def _node(self, index: int) -> Node:
         """Node 0 trains the user's own objects, so that one node is the plain loop."""
         model, optimizer, settings = self._model, self._optimizer, self._settings
         if index:
             model, optimizer = copy.deepcopy((model, optimizer))
-            settings = _reseeded(settings, index)
+            settings = reseeded(settings, index)
         form = "bfloat16" if self._strategy.deltas == "bfloat16" else "weights"
         return Node(
             index,
@@ -342,18 +352,21 @@ class BiLayeredStep:
         made, report, parcel = self._nodes[push.node].work(lease, server.version(lease.grant.base))
         self._written = -1 if push.node == 0 else self._written
         self._reports[push.node, push.incarnation, push.sequence] = report
+        self._report_round(push, lease.grant.base, parcel.bytes, report.samples, began, time.perf_counter())
+        return Push(**{**_values(made), "seconds": push.seconds, "at": push.at}), parcel
+
+    def _report_round(self, push: Push, base: int, size: int, samples: int, began: float, ended: float) -> None:
+        """The action of a round; weights of ``size`` bytes went there and back."""
         data = {
             "kind": "R",
             "subject": f"node {push.node}",
             "part": 0,
-            "reads": {"W": lease.grant.base},
+            "reads": {"W": base},
             "writes": {},
-            "bytes": 2 * parcel.bytes,
-            "samples": report.samples,
+            "bytes": 2 * size,
+            "samples": samples,
         }
-        label = f"R{push.node}.{push.sequence}"
-        self._report("action", label, data, began, time.perf_counter(), f"node {push.node}", server.state.version)
-        return Push(**{**_values(made), "seconds": push.seconds, "at": push.at}), parcel
+        self._report("action", f"R{push.node}.{push.sequence}", data, began, ended, f"node {push.node}")
 
     def _turn(self, server: Server, merge: Merge) -> TurnResult:
         """What a version came to, for epochs and progress."""
@@ -405,7 +418,8 @@ def _values(push: Push) -> dict[str, Any]:
     return {name: value for name, value in to_row(push).items() if name != "kind"}
 
 
-def _reseeded(settings: Settings, replica: int) -> Settings:
+def reseeded(settings: Settings, replica: int) -> Settings:
+    """With the random numbers of a replica's own."""
     return replace(settings, seed=key(_REPLICA, settings.seed, replica) >> 1)
 
 

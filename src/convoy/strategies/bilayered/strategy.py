@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from convoy.events.event import Sink
 
-ENGINES = ("auto", "inline")
+ENGINES = ("auto", "inline", "ray")
 INNER = ("whole", "tasks")
 PUBLISHED = ("agwu", "sgwu")
 """Updates whose formula needs the measured accuracy."""
@@ -32,7 +32,8 @@ class BiLayered(DataStrategy):
     (a node pushes after each local pass) or a number of mini-batches. ``quality``: whether the accuracy of each push
     on held-out samples counts (None: where the rule is a published one). ``deltas``: "float32", or "bfloat16" for
     half of the bytes. ``inner``: each node's step whole or as "tasks". ``engine``: "inline" trains all replicas in one
-    thread, in virtual time: the oracle. ``address`` of a cluster.
+    thread, in virtual time: the oracle ("auto" is the same); "ray": an actor a node. ``address``: of the Ray cluster,
+    "HOST:PORT" or "auto"; None is this machine. ``insecure``: take a cluster without token authentication.
 
     Only ``Trainer.fit`` can carry it out. Raises OptionError for values that make no sense alone or together.
     """
@@ -49,6 +50,7 @@ class BiLayered(DataStrategy):
     inner: str = "whole"
     engine: str = "auto"
     address: str | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.nodes, bool) or (isinstance(self.nodes, int) and self.nodes < 1):
@@ -87,9 +89,9 @@ class BiLayered(DataStrategy):
             raise OptionError(
                 f"address {self.address} is given, and engine 'inline' stays in this process", hint="drop one of them"
             )
-        if self.address is not None:
+        if (self.address is not None or self.insecure) and self.engine != "ray":
             raise OptionError(
-                f"address {self.address} is given, and no engine for clusters is there", hint="leave address out"
+                f"address and insecure are for engine 'ray', and engine is {self.engine!r}", hint="add engine='ray'"
             )
 
     @property
@@ -133,7 +135,11 @@ class BiLayered(DataStrategy):
     ) -> DataStep:
         from convoy.strategies.bilayered.step import BiLayeredStep
 
-        return BiLayeredStep(
+        kind = BiLayeredStep
+        if self.engine == "ray":
+            from convoy.strategies.bilayered.remote.step import RemoteStep as kind
+
+        return kind(
             self,
             model,
             loss,
