@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 # Small tensors on several threads are slower, and how many there are must not change what is tested.
@@ -21,6 +22,10 @@ settings.register_profile(
 )
 settings.register_profile("search", settings.get_profile("convoy"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "convoy"))
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C; some of them are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def data_folder() -> Path:
