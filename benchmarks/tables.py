@@ -33,8 +33,10 @@ MODELS = {
     "resnet20": "ResNet-20",
     "resnet56": "ResNet-56",
     "resnet110": "ResNet-110",
+    "resnet224": "ResNet-224",
+    "resnet362": "ResNet-362",
 }
-SPEED = ("resnet56-b32", "resnet110-b32", "resnet56-b128", "vgg16-b128")
+SPEED = ("resnet56-b32", "resnet56-b128", "vgg16-b128", "resnet110-b32", "resnet224-b32", "resnet362-b32")
 ACCURACY = {
     "lenet5-mnist": ("LeNet-5, MNIST, PPV (2), 5 epochs", "lenet5-mnist-sequential", "lenet5-mnist-ppv2"),
     "resnet20-5": ("ResNet-20, CIFAR-10, PPV (7), 5 epochs", "resnet20-sequential-5", "resnet20-ppv7-5"),
