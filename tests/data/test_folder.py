@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -248,3 +249,14 @@ def test_folders_that_cannot_be_used(tmp_path: Path, picture: Picture) -> None:
     picture(tmp_path / "other" / "0.png")
     with pytest.raises(DataError, match="no validation images are left"):
         read_folder(str(tmp_path))
+
+
+def test_a_source_travels_as_paths_and_opens_its_files_there(parted: Path) -> None:
+    here = read_folder(str(parted)).train
+    there = pickle.loads(pickle.dumps(here))
+    places = np.arange(len(here.labels))
+    assert np.array_equal(there.take(places), here.take(places))
+    assert np.array_equal(there.labels, here.labels)
+    (parted / "train" / "ant" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"0\.png"):
+        pickle.loads(pickle.dumps(here)).take(places)

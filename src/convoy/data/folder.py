@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,10 @@ class FolderSource:
         self._cache = np.empty((kept, *shape), np.uint8)  # the system gives the memory when it is written to
         self._cached = np.zeros(kept, bool)
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It travels to another process as paths; files are opened there."""
+        return FolderSource, (self.paths, self._labels, self._shape, self._cache_bytes)
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -39,9 +39,16 @@ class Session:
         self._actors: list[Any] = []
 
     def spawn(
-        self, kind: type, *args: Any, cpus: int = 1, groups: Mapping[str, int] | None = None, **keywords: Any
+        self,
+        kind: type,
+        *args: Any,
+        cpus: int = 1,
+        groups: Mapping[str, int] | None = None,
+        here: bool = False,
+        **keywords: Any,
     ) -> Any:
         """An actor of the class ``kind`` with ``cpus`` cores (and so many threads of OpenMP), never restarted by Ray.
+        ``here``: on the machine of this process, whose files it needs.
 
         ``groups``: name → threads, for methods that must be answered while others run; call them with
         ``actor.method.options(concurrency_group=name).remote(...)``.
@@ -49,7 +56,12 @@ class Session:
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if groups:
             options["concurrency_groups"] = dict(groups)
-        if len(self.ray.nodes()) > 1:
+        if here:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            own = self.ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(own, soft=False)
+        elif len(self.ray.nodes()) > 1:
             options["scheduling_strategy"] = "SPREAD"
         actor = self.ray.remote(**options)(kind).remote(*args, **keywords)
         self._actors.append(actor)

@@ -136,7 +136,7 @@ class RemoteServer(Server):
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._actor = self._session.spawn(ServerActor, str(self._folder), groups=GROUPS)
+        self._actor = self._session.spawn(ServerActor, str(self._folder), groups=GROUPS, here=True)
         install = self._actor.install.options(concurrency_group="work")
         versions = sorted(self._references.items())
         answer = self._wait(

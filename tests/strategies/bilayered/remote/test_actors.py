@@ -1,0 +1,203 @@
+"""Real actors of a local Ray: arrivals replay to the same bits, and a run goes on when nodes and the server die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convoy.data import open_data
+from convoy.engines.ray.session import Session, connect
+from convoy.models import build
+from convoy.strategies.base import Settings
+from convoy.strategies.bilayered import BiLayered
+from convoy.strategies.bilayered.checks import check
+from convoy.strategies.bilayered.remote import server
+from convoy.strategies.bilayered.remote.step import RemoteStep
+from convoy.strategies.bilayered.replay import replay
+from convoy.strategies.bilayered.state import Rules
+from convoy.training.trainer import Trainer
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+SETTINGS = Settings(seed=3, threads=1, clip=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[Session]:
+    """One Ray for all: the steps join it."""
+    with connect(cpus=8) as session:
+        yield session
+
+
+def parts() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = build("lenet5", channels=1, image_size=28, seed=0)
+    return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+class Run:
+    """``fit`` on the digits; ``at(event, step)`` hears every event."""
+
+    def __init__(self, strategy: BiLayered, epochs: int = 1, at: Callable[[Any, RemoteStep], None] | None = None):
+        self.events: list[Any] = []
+        self.strategy, self.epochs = strategy, epochs
+        self.data = open_data("digits", batch_size=32).train
+        self.model, optimizer = parts()
+        self.step: Any = None
+
+        def heard(event: Any) -> None:
+            self.events.append(event)
+            if at is not None:
+                at(event, self.step)
+
+        original = RemoteStep.__init__
+
+        def kept(step: RemoteStep, *args: Any, **keywords: Any) -> None:
+            original(step, *args, **keywords)
+            self.step = step
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RemoteStep, "__init__", kept)
+            trainer = Trainer(
+                self.model,
+                nn.CrossEntropyLoss(),
+                optimizer,
+                strategy=strategy,
+                settings=SETTINGS,
+                callbacks=[heard],
+            )
+            trainer.fit(self.data, epochs=epochs)
+
+    def named(self, name: str) -> list[Any]:
+        return [event for event in self.events if event.name == name]
+
+    def prove(self) -> None:
+        """The ledger adds up, everything owed is merged, and the arrivals lead to the same bits in one thread."""
+        state = self.step.server_state
+        check(state)
+        assert state.accepted == self.epochs * len(self.data.source.labels) - self.epochs * self.held_out
+        versions = [event.data["version"] for event in self.named("merge")]
+        assert versions == list(range(1, state.version + 1))
+        again, optimizer = parts()
+        repeated = replay(
+            again,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            self.strategy,
+            self.data,
+            self.events,
+            epochs=self.epochs,
+            settings=SETTINGS,
+        )
+        assert repeated.first_difference is None
+        assert all(torch.equal(a, b) for a, b in zip(self.model.parameters(), again.parameters(), strict=True))
+
+    @property
+    def held_out(self) -> int:
+        return len(self.data.source.labels) - self.step.samples
+
+
+def once(action: Callable[[RemoteStep], None], push: int) -> Callable[[Any, RemoteStep], None]:
+    """Do it when the server heard so many pushes."""
+    count = 0
+
+    def at(event: Any, step: RemoteStep) -> None:
+        nonlocal count
+        if event.name == "arrival" and event.data["message"] == "push":
+            count += 1
+            if count == push:
+                action(step)
+
+    return at
+
+
+def kill(name: str) -> Callable[[RemoteStep], None]:
+    return lambda step: os.kill(step.processes[name]["process"], signal.SIGKILL)
+
+
+def stop(name: str) -> Callable[[RemoteStep], None]:
+    return lambda step: os.kill(step.processes[name]["process"], signal.SIGSTOP)
+
+
+def with_grace(seconds: float) -> Callable[..., None]:
+    """``Rules`` whose leases run out earlier."""
+    original = Rules.__init__
+
+    def made(self: Rules, **keywords: Any) -> None:
+        original(self, **{**keywords, "grace_seconds": seconds})
+
+    return made
+
+
+def test_a_pass_on_two_nodes_replays_to_the_same_bits() -> None:
+    run = Run(BiLayered(nodes=(2, 1), round=6, engine="ray"))
+    run.prove()
+    assert {event.data["node"] for event in run.named("arrival") if event.data["message"] == "push"} == {0, 1}
+    assert run.step.server_state.again == run.step.server_state.duplicates == 0
+
+
+def test_a_killed_node_comes_back_and_its_samples_are_trained_by_others() -> None:
+    killed = once(kill("node 1"), push=5)
+    waits_for = ""
+
+    def at(event: Any, step: RemoteStep) -> None:
+        """Starting a process takes longer than a pass: turns are held up until it is back."""
+        nonlocal waits_for
+        killed(event, step)
+        if event.name == "dead":
+            waits_for = "join"
+        elif event.name == waits_for:
+            waits_for = ""
+        elif event.name == "merge" and waits_for:
+            time.sleep(1)
+
+    run = Run(BiLayered(nodes=2, round=4, engine="ray"), epochs=4, at=at)
+    run.prove()
+    assert len(run.named("dead")) == 1
+    joined = [event.data for event in run.named("join") if event.data["incarnation"] == 1]
+    assert [data["node"] for data in joined] == [1]
+
+
+def test_a_frozen_node_loses_its_lease_and_is_heard_no_more_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on once others got its samples; its push is refused, counted, and it joins as a new incarnation."""
+    monkeypatch.setattr(Rules, "__init__", with_grace(0.5))
+    stopped = once(stop("node 1"), push=5)
+
+    def at(event: Any, step: RemoteStep) -> None:
+        stopped(event, step)
+        if event.name == "expired":
+            os.kill(step.processes["node 1"]["process"], signal.SIGCONT)
+
+    run = Run(BiLayered(nodes=2, round=4, engine="ray"), epochs=6, at=at)
+    run.prove()
+    assert len(run.named("expired")) >= 1
+    assert run.step.server_state.dead >= 1
+    assert run.step.server_state.nodes[1].incarnation >= 1
+
+
+def test_a_killed_server_comes_back_from_its_journal() -> None:
+    """While a push waits at the barrier, and with quality measured."""
+    run = Run(BiLayered(nodes=2, round=4, update="sgwu", engine="ray"), epochs=2, at=once(kill("server"), push=7))
+    run.prove()
+    assert len(run.named("server restarted")) == 1
+    assert "died" in run.named("server restarted")[0].data["why"]
+
+
+def test_a_frozen_server_is_killed_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_LEAST_SECONDS", 3.0)
+    run = Run(BiLayered(nodes=2, round=4, engine="ray"), epochs=2, at=once(stop("server"), push=7))
+    run.prove()
+    assert "no answer" in run.named("server restarted")[0].data["why"]
+
+
+def test_one_node_is_the_plain_loop_bit_for_bit() -> None:
+    run = Run(BiLayered(nodes=1, batches=1, round=5, engine="ray"), epochs=2)
+    plain, optimizer = parts()
+    Trainer(plain, nn.CrossEntropyLoss(), optimizer, settings=SETTINGS).fit(run.data, epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), plain.parameters(), strict=True))
