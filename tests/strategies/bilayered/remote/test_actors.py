@@ -15,7 +15,7 @@ from torch import nn
 from convoy.data import open_data
 from convoy.engines.ray.session import Session, connect
 from convoy.models import build
-from convoy.strategies.base import Settings
+from convoy.strategies.base import Settings, Turn
 from convoy.strategies.bilayered import BiLayered
 from convoy.strategies.bilayered.checks import check
 from convoy.strategies.bilayered.remote import server
@@ -201,3 +201,29 @@ def test_one_node_is_the_plain_loop_bit_for_bit() -> None:
     plain, optimizer = parts()
     Trainer(plain, nn.CrossEntropyLoss(), optimizer, settings=SETTINGS).fit(run.data, epochs=2)
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_checkpoint_goes_on_with_new_incarnations_and_also_in_one_thread() -> None:
+    """Half of the run here; what was under way is leased again, by actors as by the oracle."""
+    work = open_data("digits", batch_size=32).train
+    strategy = BiLayered(nodes=2, round=6, engine="ray")
+    model, optimizer = parts()
+    bound: dict[str, Any] = {"passes": 2, "settings": SETTINGS}
+    loss = nn.CrossEntropyLoss()
+    with strategy.bind_data(model.train(), loss, optimizer, work, **bound) as step:
+        while step.merged() < step.samples:
+            step(Turn(), None)
+        step.drain()
+        saved, weights = step.state(), {k: v.clone() for k, v in model.state_dict().items()}
+    for engine in ("inline", "ray"):
+        model, optimizer = parts()
+        model.load_state_dict(weights)
+        other = BiLayered(nodes=2, round=6, engine=engine)
+        with other.bind_data(model.train(), loss, optimizer, work, **bound) as step:
+            step.restore(saved)
+            while step.merged() < 2 * step.samples:
+                step(Turn(), None)
+            state = step.server_state
+        check(state)
+        assert state.accepted == 2 * step.samples
+        assert [node.incarnation for node in state.nodes] == [1, 1]

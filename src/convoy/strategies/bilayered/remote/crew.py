@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convoy.engines.ray.failure import revive
 from convoy.engines.ray.session import Session
-from convoy.engines.ray.watch import reason_of
 from convoy.errors import InternalError
 from convoy.strategies.bilayered.estimate import limit_seconds
 from convoy.strategies.bilayered.messages import Begin, Dead, Effect, Join, Message, Push, Refuse, Tick, from_row
@@ -24,6 +23,9 @@ from convoy.strategies.bilayered.virtual import Cluster, Script
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A node that answered nothing for so long is given up until it does, also before its rounds were ever measured."""
+REPLACE_SECONDS = 60.0
+"""After so long a silence, another actor is started in its place."""
+INSTALL_SECONDS = 180.0
 _DEATHS = 4  # of a node without a push between them, before it is not started again
 
 
@@ -71,7 +73,7 @@ class Crew(Cluster):
         self._session, self._recipe, self._threads, self._clock = session, recipe, threads, clock
         self._watchdog = watchdog_seconds
         self.members = [Member(incarnation=i) for i in incarnations]
-        self._installing: dict[Any, int] = {}
+        self._installing: dict[Any, tuple[int, float]] = {}  # node, and since when
         self._ready: deque[Message] = deque()
         self._sent: dict[tuple[int, int, int], Sent] = {}
         self._alone_since: float | None = None
@@ -84,6 +86,7 @@ class Crew(Cluster):
             self._spawn(j)
         while self._installing:
             self._listen()
+            self._look_for_silence()
         joins = list(self._ready)
         self._ready.clear()
         return [*sorted(joins, key=lambda m: m.node if isinstance(m, Join) else -1), Begin(self._clock.now)]
@@ -141,10 +144,10 @@ class Crew(Cluster):
 
     def lose(self, node: int) -> Dead:
         """What the node made went down with its machine."""
-        member = self.members[node]
-        self._died(node, "its machine is gone")
-        self._ready = deque(m for m in self._ready if not (isinstance(m, Dead) and m.node == node))
-        return Dead(node, member.incarnation, self._clock.look())
+        dead = Dead(node, self.members[node].incarnation, self._clock.look())
+        self._died(node)
+        self._ready = deque(m for m in self._ready if m != replace(dead, at=getattr(m, "at", 0.0)))
+        return dead
 
     def close(self) -> None:
         """End all actors."""
@@ -161,12 +164,12 @@ class Crew(Cluster):
         member.process = member.asked = member.beat = None
         member.actor = self._session.spawn(NodeActor, j, cpus=self._threads, groups=GROUPS)
         install = member.actor.install.options(concurrency_group="work").remote(self._recipe)
-        self._installing[install] = j
+        self._installing[install] = (j, self._clock.look())
 
     def _listen(self) -> None:
         """Wait for an answer, and take up all that are there."""
         now = self._clock.look()
-        waiting: dict[Any, tuple[str, int]] = {ref: ("install", j) for ref, j in self._installing.items()}
+        waiting: dict[Any, tuple[str, int]] = {ref: ("install", j) for ref, (j, _) in self._installing.items()}
         for j, member in enumerate(self.members):
             if member.process is None:
                 continue
@@ -185,9 +188,9 @@ class Crew(Cluster):
             what, j = waiting[reference]
             try:
                 answer = ray.get(reference)
-            except ray.exceptions.RayError as error:
+            except ray.exceptions.RayError:
                 self._installing.pop(reference, None)
-                self._died(j, reason_of(error))
+                self._died(j)
                 continue
             self.members[j].heard = self._clock.look()
             if what == "install":
@@ -231,13 +234,15 @@ class Crew(Cluster):
         member = self.members[j]
         member.incarnation += 1
         member.given_up = False
+        self._sent = {key: sent for key, sent in self._sent.items() if key[0] != j}
         member.actor.reset.options(concurrency_group="work").remote()
         self._ready.append(Join(j, member.incarnation, self.script.speed(j), self._clock.now))
 
-    def _died(self, j: int, why: str) -> None:
+    def _died(self, j: int) -> None:
         """Its samples go to others, and an actor in its place is started, unless it dies again and again."""
         member = self.members[j]
         self._session.kill(member.actor)
+        slay(member.process or {})
         self._sent = {key: sent for key, sent in self._sent.items() if key[0] != j}
         self._ready = deque(m for m in self._ready if getattr(m, "node", None) != j)
         self._ready.append(Dead(j, member.incarnation, self._clock.now))
@@ -258,10 +263,16 @@ class Crew(Cluster):
 
     def _look_for_silence(self) -> None:
         for j, member in enumerate(self.members):
-            silent = member.process is not None and self.now - member.heard > SILENCE_SECONDS
-            if silent and not member.given_up:
+            silent = 0.0 if member.process is None else self._clock.now - member.heard
+            if silent > REPLACE_SECONDS:
+                self._died(j)
+            elif silent > SILENCE_SECONDS and not member.given_up:
                 member.given_up = True
-                self._ready.append(Dead(j, member.incarnation, self.now))
+                self._ready.append(Dead(j, member.incarnation, self._clock.now))
+        for reference, (j, since) in list(self._installing.items()):
+            if self._clock.now - since > INSTALL_SECONDS:
+                del self._installing[reference]
+                self._died(j)
 
     def _left_alone(self, state: State) -> bool:
         """Whether no node is live, and none has come back for longer than the watchdog allows."""
