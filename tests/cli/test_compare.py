@@ -149,3 +149,5 @@ def test_report_of_a_run(trained, convoy, tmp_path):
     assert "note: metrics.jsonl: 1 line is damaged and left out" in done.err
     assert convoy("report", "nowhere").error == "nowhere is no run folder"
     assert convoy("report", trained, "--output", tmp_path).code == 2
+    done = convoy("report", trained, "--output", "nowhere/page.html")
+    assert done.error.startswith("cannot write nowhere/page.html") and done.hint == "choose another --output"

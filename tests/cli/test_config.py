@@ -50,31 +50,57 @@ def test_a_config_survives_toml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "sentence"),
+    ("key", "value", "must", "example"),
     [
-        ("batch_size", "0", "--batch-size is 0, but must be at least 1"),
-        ("batch_size", "1.5", "--batch-size is '1.5', but must be a whole number"),
-        ("epochs", "many", "--epochs is 'many', but must be a whole number"),
-        ("lr", "-0.1", "--lr is -0.1, but must be greater than 0"),
-        ("lr", "inf", "--lr is 'inf', but must be a finite number"),
-        ("momentum", "1", "--momentum is 1, but must be less than 1"),
-        ("ppv", "7,x", "--ppv is 'x', but must be a whole number"),
-        ("precision", "half", "--precision is 'half', but must be one of 'float32', 'bfloat16'"),
-        ("save_every", "0", "--save-every is 0, but must be one of epoch, end, N"),
-        ("seed", "-1", "--seed is -1, but must be at least 0"),
+        ("batch_size", "0", "is 0, but must be at least 1", "64"),
+        ("batch_size", "1.5", "is '1.5', but must be a whole number", "64"),
+        ("epochs", "many", "is 'many', but must be a whole number", "10"),
+        ("lr", "-0.1", "is -0.1, but must be greater than 0", "0.05"),
+        ("lr", "inf", "is 'inf', but must be a finite number", "0.05"),
+        ("momentum", "1", "is 1, but must be less than 1", "0.9"),
+        ("ppv", "7,x", "is '7,x', but must be whole numbers such as 7,13", "7,13"),
+        ("precision", "half", "is 'half', but must be one of 'float32', 'bfloat16'", "float32"),
+        ("save_every", "0", "is '0', but must be one of epoch, end, N", "epoch"),
+        ("seed", "-1", "is -1, but must be at least 0", "0"),
+        ("memory", "abc", "is 'abc', but must be a size such as 256MB", "256MB"),
+        ("max_memory", "0", "is 0, but must be at least 1", "2GB"),
+        ("nodes", "abc", "is 'abc', but must be a number of nodes such as 3, or their speeds such as 2,1,1", "2,1,1"),
+        ("nodes", "nan", "is 'nan', but must be a number of nodes such as 3, or their speeds such as 2,1,1", "2,1,1"),
+        ("nodes", "2,,1", "is '2,,1', but must be a number of nodes such as 3, or their speeds such as 2,1,1", "2,1,1"),
+        ("threshold", "-1", "is -1, but must be at least 0", "0.25"),
+        ("groups", "0", "is 0, but must be at least 1", "4"),
+        ("batches", "0", "is 0, but must be at least 1", "4"),
     ],
 )
-def test_wrong_values_of_the_command_line(key: str, value: str, sentence: str) -> None:
+def test_wrong_values_of_the_command_line(key: str, value: str, must: str, example: str) -> None:
     with pytest.raises(OptionError) as caught:
         merge({"model": "lenet5", key: value})
-    assert caught.value.message == sentence
-    assert caught.value.hint is not None and caught.value.hint.startswith("leave it out")
+    option = f"--{key.replace('_', '-')}"
+    assert caught.value.message == f"{option} {must}"
+    assert caught.value.hint == f"for example {option} {example}"
+
+
+@pytest.mark.parametrize("key", [key for key, field in TrainConfig.model_fields.items() if "str" not in str(field)])
+def test_the_example_that_a_hint_gives_is_right(key: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        merge({}, file(tmp_path, f'model = "lenet5"\n{key} = {{}}\n'))
+    hint = str(caught.value.hint)
+    assert hint.startswith(f"for example {key} = ")
+    again = file(tmp_path, f'model = "lenet5"\n{hint.removeprefix("for example ")}\n')
+    assert getattr(merge({}, again), key) is not None
 
 
 def test_a_wrong_value_of_a_file_names_the_file(tmp_path: Path) -> None:
     path = file(tmp_path, 'model = "lenet5"\nbatch_size = 0\n')
-    with pytest.raises(OptionError, match=rf"batch_size in {path} is 0, but must be at least 1"):
+    with pytest.raises(OptionError, match=rf"batch_size in {path} is 0, but must be at least 1") as caught:
         merge({}, path)
+    assert caught.value.hint == "for example batch_size = 64"
+
+
+def test_text_in_a_file_needs_quotes(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is 3, but must be text") as caught:
+        merge({}, file(tmp_path, "model = 3"))
+    assert caught.value.hint == "write it in quotes"
 
 
 def test_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
@@ -138,7 +164,7 @@ def test_sizes_and_switches() -> None:
     assert (config.max_memory, config.switch) == (1_500_000_000, 0.5)
     assert merge({"model": "m:f", "max_memory": "1000", "switch": "5"}).switch == 5
     assert merge({"model": "m:f", "switch": "stall:2"}).switch == "stall:2"
-    with pytest.raises(OptionError, match="--max-memory is 'much', but must be a whole number"):
+    with pytest.raises(OptionError, match="--max-memory is 'much', but must be a size"):
         merge({"model": "m:f", "max_memory": "much"})
 
 

@@ -45,16 +45,19 @@ def test_a_host_measured_and_used(convoy: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "words", "hint"),
     [
-        (("--turns", "fair"), "--turns is 'fair', but must be one of serial"),
-        (("--groups", "0"), "--groups is 0"),
-        (("--hardware", "v200"), "no hardware 'v200'"),
-        (("--sweep", "colour=1"), "must be WHAT=LIST"),
-        (("--sweep", "groups=1,x"), "--sweep has 'x' for groups"),
-        (("--profile", "none.json"), "cannot be read"),
+        (("--turns", "fair"), "--turns is 'fair', but must be one of serial", "--turns serial"),
+        (("--groups", "0"), "--groups is 0", "--groups 4"),
+        (("--batch-size", "0"), "--batch-size is 0", "--batch-size 32"),
+        (("--classes", "0"), "--classes is 0", "--classes 1000"),
+        (("--hardware", "v200"), "no hardware 'v200'", "v100-pim4"),
+        (("--hardware", "."), ". is a folder", ".toml"),
+        (("--sweep", "colour=1"), "must be WHAT=LIST", "groups=1,2"),
+        (("--sweep", "groups=1,x"), "--sweep has 'x' for groups", "above 0"),
+        (("--profile", "none.json"), "cannot be read", ""),
     ],
 )
-def test_what_cannot_be_is_refused(convoy: Any, options: tuple[str, ...], words: str) -> None:
-    refused = convoy(*SMALL, *options)
-    assert refused.code == 2 and words in refused.error
+def test_what_cannot_be_is_refused(convoy: Any, options: tuple[str, ...], words: str, hint: str) -> None:
+    refused = convoy("simulate", "resnet18", *options)
+    assert refused.code == 2 and words in refused.error and hint in refused.err.partition("hint: ")[2]

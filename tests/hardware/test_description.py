@@ -60,6 +60,34 @@ def test_what_is_missing_is_named():
         load_hardware("v100")
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.toml": b'like = "a.toml"'}, "a.toml is like itself"),
+        ({"a.toml": b'like = "b.toml"', "b.toml": b'like = "./a.toml"'}, "a.toml is like itself"),
+        ({"a.toml": b'name = "\xff"'}, "a.toml cannot be read: it is no UTF-8 text"),
+        ({"a.toml": b"name = "}, "a.toml is no TOML"),
+        ({"a.toml/b": b""}, "a.toml is a folder"),
+        ({}, "a.toml cannot be read: No such file"),
+    ],
+)
+def test_files_that_are_no_hardware(tmp_path, monkeypatch, files, words):
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(OptionError, match=words) as caught:
+        load_hardware("a.toml")
+    assert caught.value.hint
+
+
+def test_a_file_may_be_like_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text('like = "b.toml"\nname = "a"')
+    (tmp_path / "b.toml").write_text('like = "v100-pim2"\nname = "b"\nchannels = 8')
+    assert (load_hardware("a.toml").name, load_hardware("a.toml").channels) == ("a", 8)
+
+
 def test_a_profile_must_be_of_the_same_precision():
     base = load_hardware("v100-pim4")
     with pytest.raises(OptionError, match="4-byte elements"):

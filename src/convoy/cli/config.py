@@ -289,8 +289,8 @@ def merge(given: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
-        name = f"--{key.replace('_', '-')}" if key in given else f"{key} in {file}"
-        raise complaint(name, first, TrainConfig.model_fields[key]) from None
+        value, source = (given[key], None) if key in given else (from_file[key], file)
+        raise complaint(key, source, value, first, TrainConfig.model_fields[key]) from None
     if not config.model:
         raise OptionError("no model was named", hint="for example: convoy train lenet5 --data digits")
     if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):

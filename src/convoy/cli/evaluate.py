@@ -30,9 +30,9 @@ def evaluate(
     check_choice("--part", part, ("validation", "train"))
     check_choice("--which", which, ("best", "latest"))
     check_choice("--precision", precision, ("float32", "bfloat16"))
-    check_count("--batch-size", batch_size)
-    check_count("--threads", threads)
-    check_count("--limit", limit)
+    check_count("--batch-size", batch_size, 256)
+    check_count("--threads", threads, 2)
+    check_count("--limit", limit, 1000)
 
     import torch
 

@@ -119,7 +119,7 @@ def _write(target: Path, content: bytes) -> None:
     from convoy.training.files import machine_errors, sync_directory, write_synced
 
     aside = target.with_name(f".writing-{target.name}-{os.getpid()}")
-    with machine_errors(target):
+    with machine_errors(target, "choose another file"):
         try:
             write_synced(aside, content)
             os.replace(aside, target)

@@ -24,12 +24,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         from convoy.errors import OptionError
 
-        raise OptionError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+        raise OptionError(
+            f"{name} is {value!r}, but must be one of {', '.join(choices)}", hint=f"for example {name} {choices[0]}"
+        )
 
 
-def check_count(name: str, value: int | None) -> None:
-    """Raise OptionError unless ``value`` is None or at least 1."""
+def check_count(name: str, value: int | None, example: int) -> None:
+    """Raise OptionError unless ``value`` is None or at least 1; its hint shows ``example``."""
     if value is not None and value < 1:
         from convoy.errors import OptionError
 
-        raise OptionError(f"{name} is {value}, but must be at least 1")
+        raise OptionError(f"{name} is {value}, but must be at least 1", hint=f"for example {name} {example}")

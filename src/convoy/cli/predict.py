@@ -26,7 +26,7 @@ def predict(
 ) -> int:
     """The likeliest classes of images, which are cropped and resized to what the network was trained on."""
     check_choice("--which", which, ("best", "latest"))
-    check_count("--top", top)
+    check_count("--top", top, 3)
     from convoy.errors import OptionError
 
     if not images:

@@ -56,8 +56,10 @@ def simulate(
     from convoy.hardware.step.turns import TURNS
 
     check_choice("--turns", turns, tuple(TURNS))
-    for name, value in (("--batch-size", batch_size), ("--groups", groups), ("--image-size", image_size)):
-        check_count(name, value)
+    check_count("--batch-size", batch_size, 32)
+    check_count("--groups", groups, 4)
+    check_count("--image-size", image_size, 224)
+    check_count("--classes", classes, 1000)
     wanted = _swept(sweep)
     from convoy.hardware.description import load_hardware
     from convoy.hardware.step import simulate as carry_out

@@ -79,15 +79,24 @@ class Hardware:
 
 def load_hardware(name: str) -> Hardware:
     """Hardware by the name of a preset or the path of a TOML file. Raises OptionError with the reason."""
+    return _load(name, ())
+
+
+def _load(name: str, begun: tuple[str, ...]) -> Hardware:
+    """``begun``: the files that are being read, each like the next; none of them may come again."""
+    where = str(Path(name).resolve())
     if name in PRESETS:
         text = files("convoy.hardware").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_dir():
+        raise OptionError(f"{name} is a folder", hint="give the path of a .toml file")
     elif name.endswith(".toml"):
+        if where in begun:
+            raise OptionError(f"hardware {name} is like itself", hint=f'like = "{PRESETS[0]}" ends the circle')
         try:
             text = Path(name).read_text(encoding="utf-8")
-        except OSError as problem:
-            raise OptionError(
-                f"{name} cannot be read: {problem.strerror}", hint="give the path of a TOML file"
-            ) from None
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else "it is no UTF-8 text"
+            raise OptionError(f"{name} cannot be read: {reason}", hint="give the path of a TOML file") from None
     else:
         near = get_close_matches(name, PRESETS, n=1)
         hint = (
@@ -98,16 +107,20 @@ def load_hardware(name: str) -> Hardware:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise OptionError(f"{name} is no TOML: {problem}", hint="mend the file") from None
-    return hardware_from(table, name)
+    return _from(table, name, (*begun, where))
 
 
 def hardware_from(table: Mapping[str, Any], where: str = "the hardware") -> Hardware:
-    """Hardware from tables as TOML gives them: ``like`` (a preset whose values are the defaults), ``name``, ``source``,
-    ``channels``, ``address_map`` and the tables memory, units, host and energy."""
+    """Hardware from tables as TOML gives them: ``like`` (a preset or file whose values are the defaults), ``name``,
+    ``source``, ``channels``, ``address_map`` and the tables memory, units, host and energy."""
+    return _from(table, where, ())
+
+
+def _from(table: Mapping[str, Any], where: str, begun: tuple[str, ...]) -> Hardware:
     parts = {"memory": Memory, "units": Units, "host": Host, "energy": Energy}
     known = ("like", "name", "source", "channels", "address_map", *parts)
     _refuse_unknown(table, known, where)
-    base = load_hardware(str(table["like"])) if "like" in table else None
+    base = _load(str(table["like"]), begun) if "like" in table else None
     if base is None:
         missing = [key for key in known[1:4] + tuple(parts) if key not in table]
         if missing:

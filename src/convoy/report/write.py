@@ -22,7 +22,7 @@ def write_report(folder: Path | str, output: Path | str | None = None) -> tuple[
     if target.is_dir():
         raise OptionError(f"{target} is a folder", hint=f"name a file, such as {target / REPORT_FILE}")
     page = read_page(folder)
-    with machine_errors(target):
+    with machine_errors(target, "choose another --output" if output else "write it elsewhere with --output"):
         write_file(target, render(page))
     return target, page.problems
 

@@ -26,19 +26,18 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def machine_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError on ``path`` into one sentence."""
+def machine_errors(path: Path, instead: str = "choose another run directory") -> Iterator[None]:
+    """Turn an OSError on ``path`` into one sentence; ``instead`` is the next step."""
     try:
         yield
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, instead) from error
 
 
-def cannot_write(path: Path, error: OSError) -> MachineError:
+def cannot_write(path: Path, error: OSError, instead: str = "choose another run directory") -> MachineError:
     reason = _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "free some space, or choose another run directory" if full else "choose another run directory"
-    return MachineError(f"cannot write {path}: {reason}", hint=hint)
+    return MachineError(f"cannot write {path}: {reason}", hint=f"free some space, or {instead}" if full else instead)
 
 
 def sync_directory(path: Path) -> None:
