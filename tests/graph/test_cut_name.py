@@ -52,5 +52,13 @@ def test_the_name_is_the_modules_path_where_it_begins_there():
 @pytest.mark.parametrize("name", ["#999", "#x", "nothing"])
 def test_what_names_nothing_is_refused(name):
     graph = capture(Misnamed(), (torch.randn(2, 3),))
-    with pytest.raises(ModelError, match="runs no module"):
+    with pytest.raises(ModelError, match="runs no module") as caught:
         cut_at_module(graph, name)
+    assert caught.value.hint == "the modules are 'relu'"
+
+
+def test_modules_are_named_in_their_order_and_not_all():
+    graph = capture(nn.Sequential(*(nn.Linear(3, 3) for _ in range(12))), (torch.randn(2, 3),))
+    with pytest.raises(ModelError, match="runs no module 'nope'") as caught:
+        cut_at_module(graph, "nope")
+    assert caught.value.hint == "the modules are '0', '1', '2', '3', '4', '5', '6', '7' and 4 more"

@@ -9,6 +9,7 @@ from torch import nn
 
 from convoy.errors import InternalError, OptionError
 from convoy.strategies.base import Settings
+from convoy.strategies.bilayered import BiLayered
 from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.registry import make_strategy, strategy_values
@@ -267,6 +268,8 @@ def test_the_run_folder_names_both_and_the_plan_follows(run, tmp_path):
         (("pipelined", Sequential(), 1), "first is 'pipelined', which is no strategy"),
         ((Pipelined(), Pipelined(), 1), "the same strategy"),
         ((Hybrid(Pipelined(), Sequential(), 1), Sequential(), 1), "a hybrid itself"),
+        ((BiLayered(), Sequential(), 1), "a hybrid cannot hold bilayered"),
+        ((Sequential(), BiLayered(), 1), "a hybrid cannot hold bilayered"),
         ((Pipelined(), Sequential(), 0), "switch is 0"),
         ((Pipelined(), Sequential(), "soon"), "switch is 'soon'"),
     ],

@@ -21,6 +21,9 @@ from convoy.graph.numbering import free_shortcuts, projections
 from convoy.graph.origin import origin_of
 from convoy.graph.wrap import Rebuild
 
+_SHOWN = 8
+"""So many modules are named where no name is near."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -72,7 +75,7 @@ def cut_after_layer(graph: Graph, layer: int) -> int:
     if not 1 <= layer < len(layers):
         raise ModelError(
             f"there is no cut after layer {layer}: {graph.model_name} has layers 1 to {len(layers)}",
-            hint=f"a pipeline placement vector names layers from 1 to {len(layers) - 1}",
+            hint=_layer_hint(len(layers)),
         )
     following = layers[layer]
     starts = [graph.position[following.name]]
@@ -89,11 +92,7 @@ def cut_at_module(graph: Graph, path: str) -> int:
     place = _place_of(graph, path)
     if place is not None:
         return _checked(graph, place, f"before {path!r}")
-    known = _module_paths(graph)
-    close = get_close_matches(path, known, n=3, cutoff=0.5) or sorted(known)[:5]
-    raise ModelError(
-        f"{graph.model_name} runs no module {path!r}", hint="did you mean " + ", ".join(map(repr, close)) + "?"
-    )
+    raise ModelError(f"{graph.model_name} runs no module {path!r}", hint=_module_hint(path, _module_paths(graph)))
 
 
 def cut_name(graph: Graph, position: int) -> str:
@@ -272,13 +271,31 @@ def _nearest(graph: Graph, allowed: Sequence[int], position: int) -> str:
     return f"the nearest place is before {graph.nodes[near].path or graph.nodes[near].name}"
 
 
-def _module_paths(graph: Graph) -> set[str]:
-    paths: set[str] = set()
+def _layer_hint(count: int) -> str:
+    if count < 2:
+        return "it has no two layers to part"
+    return f"layers are numbered 1 to {count}, and the last place for a cut is after layer {count - 1}"
+
+
+def _module_hint(path: str, known: Sequence[str]) -> str:
+    """Near names, or else the first modules in the order in which they run."""
+    close = get_close_matches(path, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    if not known:
+        return "it has no named modules; give the number of a layer"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return "the modules are " + ", ".join(map(repr, known[:_SHOWN])) + more
+
+
+def _module_paths(graph: Graph) -> list[str]:
+    """In the order in which they run."""
+    paths: dict[str, None] = {}
     for node in graph.nodes:
         for whole in (node.path, node.scope):
             parts = whole.split(".") if whole else []
-            paths.update(".".join(parts[: i + 1]) for i in range(len(parts)))
-    return paths
+            paths.update(dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts))))
+    return list(paths)
 
 
 def _attribute(program: nn.Module, path: str) -> Any:

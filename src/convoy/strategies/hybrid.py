@@ -18,7 +18,7 @@ from torch import nn
 from convoy.drawing.table import value_tables
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, EventKind, Sink
-from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
+from convoy.strategies.base import DataStrategy, Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.switching import Switching, SwitchRule
 
@@ -34,7 +34,8 @@ class Hybrid(Strategy):
     The Trainer says when epochs begin and end. In an own loop call ``step.begin_epoch(epoch, epochs, batches)`` before
     each epoch and, for a stall, ``step.end_epoch(validation_accuracy=...)`` after it; "batch:N" needs neither.
 
-    Raises OptionError for a switch that makes no sense, and for a hybrid within a hybrid.
+    Raises OptionError for a switch that makes no sense, and for a part that is a hybrid itself or
+    shares out samples itself (bilayered).
     """
 
     name: ClassVar[str] = "hybrid"
@@ -50,6 +51,11 @@ class Hybrid(Strategy):
                 raise OptionError(
                     f"{field} is {part!r}, which is no strategy",
                     hint="for example Hybrid(Pipelined(stages=2), Sequential(), switch=0.5)",
+                )
+            if isinstance(part, DataStrategy):
+                raise OptionError(
+                    f"a hybrid cannot hold {part.name}, which decides itself which node trains which samples",
+                    hint=f"use {part.name} alone, or a hybrid of two others",
                 )
             if isinstance(part, Hybrid):
                 raise OptionError(f"{field} is a hybrid itself", hint="a hybrid switches once, between two others")

@@ -23,6 +23,9 @@ from convoy.strategies.registry import make_strategy
     ("fields", "message"),
     [
         ({"groups": 0}, "groups is 0"),
+        ({"groups": "two"}, "groups is 'two'.*give 1"),
+        ({"groups": 1.5}, "groups is 1.5.*give 1"),
+        ({"groups": True}, "groups is True"),
         ({"placement": "split"}, "placement is 'split'.*planned, kind"),
         ({"engine": "ray"}, "engine is 'ray'.*auto, inline, threads, streams"),
     ],
@@ -106,6 +109,21 @@ def test_where_no_layer_is_wide_enough_one_group_is_all(images, concurrent):
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5))
     _, step = concurrent(net, images([4], torch.float32), groups=None)
     assert [c.groups for c in step.plan().considered] == [1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [(1000, "1000 groups of at least 2 channels need 2000, and the widest layer has 40"), (2, None)],
+)
+def test_more_groups_than_any_layer_has_are_said_to_change_nothing(images, concurrent, groups, said):
+    net = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1440, 5))
+    _, step = concurrent(net, images([4], torch.float32), groups=groups)
+    plan = step.plan()
+    if said is None:
+        assert plan.groups == groups and not any("stays whole" in note for note in plan.notes)
+    else:
+        assert (plan.groups, plan.whole) == (1, ())
+        assert f"note: every layer stays whole: {said}" in plan.table() and "whole layers" in plan.table()
 
 
 def test_measuring_leaves_everything_as_it_was(make, images, concurrent, differing):

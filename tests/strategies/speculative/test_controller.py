@@ -59,7 +59,32 @@ def test_noise_is_never_trained_on(agreements: list[float]) -> None:
     assert not any(controller.observe(a, 1.0) or controller.on for a in agreements)
 
 
-@pytest.mark.parametrize("text", ["", "never", "auto:1", "auto:0.5,0.7,3", "auto:0.7,0.5,0", "auto:a,b,c", "always:x"])
+@pytest.mark.parametrize("text", ["", "never", "auto:1", "auto:0.5,0.7,3", "auto:0.7,0.5,0", "auto:a,b,c", "always:x",
+                                  "always:0", "always:", "always:-1"])  # fmt: skip
 def test_what_is_no_controller(text: str) -> None:
     with pytest.raises(OptionError, match="controller is"):
         Rule.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "batches", "said"),
+    [
+        ("always", 5, "the run has 5 mini-batches, its warm-up 5"),
+        ("always", 6, None),
+        ("always:2", 6, "the run has 6 mini-batches, 5 of them warm-up and the last one a probe"),
+        ("auto", 6, "the last one a probe"),
+        ("auto", 7, None),
+    ],
+)
+def test_a_run_is_too_short_exactly_where_no_mini_batch_can_speculate(
+    rule: str, batches: int, said: str | None
+) -> None:
+    controller = Controller(Rule.parse(rule), 5)
+    found = controller.too_short(batches)
+    assert found is None if said is None else said in str(found)
+    reached = set()
+    for batch in range(batches):
+        reached.add(controller.mode(batch))
+        if controller.mode(batch) == "probe":
+            controller.observe(1.0, 1.0)
+    assert ("speculate" in reached) is (found is None)

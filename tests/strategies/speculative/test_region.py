@@ -97,15 +97,45 @@ def test_true_outcomes_are_there_when_the_error_comes(name: str) -> None:
     ("fields", "said"),
     [
         ({"form": "cutt"}, "form is 'cutt'"), ({"threshold": -1}, "threshold is -1"), ({"warmup": 0}, "warmup is 0"),
-        ({"threshold": float("nan")}, "threshold is nan"), ({"memory": 0}, "memory is 0 bytes"),
+        ({"threshold": float("nan")}, "threshold is nan"), ({"memory": 0}, "memory is 0"),
         ({"form": "faithful", "predictor": "linear"}, "'linear' is for the cut form"), ({"engine": "ray"}, "engine is"),
         ({"controller": "sometimes"}, "controller is 'sometimes'"), ({"predictor": "mean"}, "'mean' is unknown"),
+        ({"threshold": "a"}, "threshold is 'a'"), ({"threshold": True}, "threshold is True"),
+        ({"warmup": "a"}, "warmup is 'a'"), ({"warmup": 2.5}, "warmup is 2.5"), ({"warmup": True}, "warmup is True"),
+        ({"memory": "much"}, "memory is 'much'"), ({"memory": "0MB"}, "memory is 0"),
+        ({"memory": 0.5}, "memory is 0.5"), ({"memory": None}, "memory is None"),
+        ({"controller": 5}, "controller is 5"), ({"predictor": 3}, "predictor is 3"), ({"cut": 1.5}, "cut is 1.5"),
+        ({"cut": ["c1"]}, "cut is .'c1'"), ({"cut": True}, "cut is True"),
+        ({"cut": ""}, "cut is ''"), ({"form": ["cut"]}, "form is "),
     ],
 )  # fmt: skip
 def test_fields_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said) as caught:
         Speculative(**fields)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [("256MB", 256_000_000), ("1.5 gb", 1_500_000_000), ("700", 700), (1e6, 1_000_000), (5, 5)]
+)
+def test_memory_is_taken_as_a_number_or_a_size(memory: Any, expected: int) -> None:
+    assert Speculative(memory=memory) == Speculative(memory=expected)
+    assert Speculative(memory=memory).memory_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("cut", "said", "hint"),
+    [
+        (0, "no cut after layer 0", "numbered 1 to 4, and the last place for a cut is after layer 3"),
+        (99, "no cut after layer 99", "numbered 1 to 4"),
+        ("nope", "runs no module 'nope'", "the modules are 'a', 'b', 'c', 'fc'"),
+        ("fcc", "runs no module 'fcc'", "did you mean 'fc' or 'c'?"),
+    ],
+)
+def test_a_cut_that_is_no_place_is_told_the_places(cut: str | int, said: str, hint: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        cut_region(units(Two(), 8), cut)
+    assert hint in str(caught.value.hint) and "pipeline" not in str(caught.value.hint)
 
 
 def test_memory_that_does_not_suffice(train: Any, images: Any) -> None:

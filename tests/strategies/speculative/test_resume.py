@@ -77,6 +77,16 @@ def test_a_checkpoint_of_another_predictor_is_refused(parts: Any, batches: Any) 
             step(*batches(1)[0])
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(100, True), (3, False)])
+def test_a_run_shorter_than_its_warm_up_is_warned_of_once(run: Any, warmup: int, warned: bool) -> None:
+    made = run(replace(CUT, warmup=warmup))
+    made.fit(2)
+    batches = len([e for e in made.events if e.kind == "step"])
+    told = [e.data["message"] for e in made.events if e.kind == "warning"]
+    assert len(told) == warned
+    assert not warned or f"the run has {batches} mini-batches, its warm-up 100, so it will never speculate" in told[0]
+
+
 def test_steps_tell_what_was_accepted(run: Any) -> None:
     made = run(replace(CUT, controller="always:5"))
     made.fit(2)

@@ -14,7 +14,7 @@ from convoy.engines.program import Store
 from convoy.graph.capture import capture
 from convoy.graph.timed_pass import intra_op_threads
 from convoy.strategies.batch import arguments, batch_size
-from convoy.strategies.concurrent.groups import groups, phase_of, sort_of
+from convoy.strategies.concurrent.groups import groups, phase_of, sort_of, why_whole
 from convoy.strategies.concurrent.plan import ConcurrentPlan, Considered, planned
 from convoy.strategies.concurrent.schedule import CONV, NONCONV, Sort, Work, arrange, bounds
 from convoy.strategies.pipelined.optimizer import snapshot
@@ -141,6 +141,8 @@ def plan_for(
         if option[0].predicted_seconds < WORTHWHILE * best[0].predicted_seconds:
             best = option
     considered, seconds, made = best
+    uncut = considered.groups > 1 and all(cut == WHOLE for cut in made.cuts.values())
+    asked_in_vain = (why_whole(bound.units, considered.groups),) if uncut else ()
     work = work_of(made, bound, seconds, placement)
     layout = arrange(work)
     plan = planned(
@@ -148,13 +150,13 @@ def plan_for(
         layout,
         model=bound.graph.model_name,
         batch_size=bound.graph.batch_size,
-        groups=considered.groups,
+        groups=1 if uncut else considered.groups,
         placement=placement,
         threads=threads,
         considered=[option for option, _, _ in options],
-        whole=[name for name, cut in made.cuts.items() if cut == WHOLE] if considered.groups > 1 else [],
+        whole=[name for name, cut in made.cuts.items() if cut == WHOLE] if considered.groups > 1 and not uncut else [],
         without_rule=bound.units.without_rule,
-        notes=bound.graph.notes,
+        notes=(*asked_in_vain, *bound.graph.notes),
     )
     if not measuring:
         plan = replace(plan, notes=(*plan.notes, "costs are estimated from operations and bytes, not measured"))

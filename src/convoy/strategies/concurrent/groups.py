@@ -57,6 +57,18 @@ def groups(units: Units, count: int) -> dict[str, Partition]:
     return {unit.name: cut if _can_be_cut(unit, units, count * CHANNELS_PER_GROUP) else WHOLE for unit in units.units}
 
 
+def why_whole(units: Units, count: int) -> str:
+    """What to say where no unit at all could be cut into ``count`` groups."""
+    shapes = [units.specs[name].shape for unit in units.units for name in unit.outputs if name in units.specs]
+    widest, least = max((shape[1] for shape in shapes if len(shape) == 4), default=0), count * CHANNELS_PER_GROUP
+    reason = f"no layer can be cut into {count} groups of channels"
+    if widest < least:
+        reason = (
+            f"{count} groups of at least {CHANNELS_PER_GROUP} channels need {least}, and the widest layer has {widest}"
+        )
+    return f"every layer stays whole: {reason}"
+
+
 def _can_be_cut(unit: Unit, units: Units, least: int) -> bool:
     specs = units.specs
     if unit.bound is None or any(name not in specs for name in (*unit.inputs, *unit.outputs)):

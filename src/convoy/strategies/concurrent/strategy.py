@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from convoy.errors import OptionError
 from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.concurrent.step import ConcurrentStep
+from convoy.strategies.values import check_one_of, whole_number
 
 PLACEMENTS = ("planned", "kind")
 ENGINES = ("auto", "inline", "threads", "streams")
@@ -38,14 +38,11 @@ class Concurrent(Strategy):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.groups is not None and self.groups < 1:
-            raise OptionError(
-                f"groups is {self.groups}", hint="give 1 (whole layers) or more, or leave it out to have it measured"
-            )
-        for field, choices in (("placement", PLACEMENTS), ("engine", ENGINES)):
-            value = getattr(self, field)
-            if value not in choices:
-                raise OptionError(f"{field} is {value!r}", hint=f"choose one of {', '.join(choices)}")
+        if self.groups is not None:
+            hint = "give 1 (whole layers) or more, or leave it out to have it measured"
+            object.__setattr__(self, "groups", whole_number("groups", self.groups, hint))
+        check_one_of("placement", self.placement, PLACEMENTS)
+        check_one_of("engine", self.engine, ENGINES)
 
     def bind(
         self,

@@ -114,7 +114,7 @@ class _Formed:
 
 def _cut(strategy: Speculative, units: Units, settings: Settings, kept: Remembered | None) -> _Formed:
     region, choice = cut_region(units, strategy.cut), strategy.choice
-    predictor = make_predictor(units, region, choice, strategy.memory, settings.seed, settings.channels_last)
+    predictor = make_predictor(units, region, choice, strategy.memory_bytes, settings.seed, settings.channels_last)
     predictor = predictor if kept is None else cast(Predictor, kept)
     part = cut_part(units, region, predictor, choice, strategy.limit, settings.seed, settings.channels_last)
     return _Formed(region, part, predictor, choice.kind.bytes(predictor.room))
@@ -127,7 +127,7 @@ def _faithful(
     region, mean = faithful_region(units), strategy.choice.kind is LabelMean
     where, names = true_from(units, flops, strategy.cut)
     remembers = outcomes_of(units, names, mean)
-    memory = make_memory(units, remembers, mean, strategy.memory)
+    memory = make_memory(units, remembers, mean, strategy.memory_bytes)
     memory = memory if kept is None else cast(OutcomeMemory, kept)
     made = templates(units, inputs)
     part = faithful_part(units, region, names, memory, made, strategy.limit, settings.seed)
@@ -164,7 +164,7 @@ def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: i
         threads_per_engine=threads,
         actions=len(program(prepared, "speculate").recurring.entries),
         memory_bytes=prepared.memory_bytes,
-        memory_limit_bytes=strategy.memory,
+        memory_limit_bytes=strategy.memory_bytes,
         savings=tuple(Saving(a, round(saving("speculate", a), 4)) for a in FORECAST),
         exact_saving=round(saving("exact", 0.0), 4),
         remembered=tuple(u.name for u in prepared.units.units if u.name in prepared.part.remembered),

@@ -15,13 +15,16 @@ from convoy.errors import OptionError
 
 Mode = Literal["exact", "probe", "speculate"]
 
-_HINT = "write auto, auto:ON,OFF,EVERY (such as auto:0.7,0.5,32) or always"
+_HINT = (
+    "write auto, auto:ON,OFF,EVERY (such as auto:0.7,0.5,32), always (no probes) or always:EVERY (such as always:32)"
+)
 
 
 @dataclass(frozen=True)
 class Rule:
     """On at an agreement of ``on`` or more, off below ``off``. ``always``: speculate after the warm-up whatever the
-    probes say (they are made all the same, so that it is seen); with ``every`` 0 none are made."""
+    probes say (they are made all the same, so that it is seen); ``every`` 0, which only plain "always" means: no
+    probes."""
 
     on: float = 0.7
     off: float = 0.5
@@ -31,15 +34,17 @@ class Rule:
     @classmethod
     def parse(cls, text: str) -> Rule:
         """``auto``, ``auto:0.7,0.5,32``, ``always`` or ``always:32`` (a probe every so many mini-batches)."""
-        name, _, rest = text.partition(":")
+        if not isinstance(text, str):
+            raise OptionError(f"controller is {text!r}", hint=_HINT)
+        name, colon, rest = text.partition(":")
         try:
             if name == "auto":
                 on, off, every = rest.split(",") if rest else (cls.on, cls.off, cls.every)
                 rule = cls(float(on), float(off), int(every))
                 right = -1.0 <= rule.off <= rule.on <= 1.0 and rule.every >= 1
             elif name == "always":
-                rule = cls(-1.0, -1.0, int(rest or 0), always=True)
-                right = rule.every >= 0
+                rule = cls(-1.0, -1.0, int(rest) if colon else 0, always=True)
+                right = not colon or rule.every >= 1
             else:
                 right = False
         except ValueError:
@@ -71,6 +76,14 @@ class Controller:
         if self._rule.every and since % self._rule.every == 0:
             return "probe"
         return "speculate" if self.on else "exact"
+
+    def too_short(self, batches: int) -> str | None:
+        """Why a run of so many mini-batches never speculates; None where it may."""
+        warmup, probe = self._warmup, min(self._rule.every, 1)
+        if batches > warmup + probe:
+            return None
+        rest = f"{warmup} of them warm-up and the last one a probe" if batches > warmup else f"its warm-up {warmup}"
+        return f"the run has {batches} mini-batches, {rest}, so it will never speculate: give a smaller warmup"
 
     def observe(self, agreement: float, accepted: float) -> bool:
         """Whether this switches speculation on or off."""

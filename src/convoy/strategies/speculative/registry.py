@@ -25,6 +25,8 @@ PREDICTORS: dict[str, type[Predictor]] = {
     kind.name: kind for kind in (LabelLast, LabelMean, ErrorScaled, PerSample, Linear, Network, Zero)
 }
 
+_ALL = f"one of: {', '.join(PREDICTORS)}, random:X, unbiased:NAME:X"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -37,12 +39,20 @@ class Choice:
 
     @classmethod
     def parse(cls, text: str) -> Choice:
+        """Raises OptionError for what is no predictor. A share that is drawn by chance has to be said."""
+        if not isinstance(text, str):
+            raise OptionError(f"predictor is {text!r}", hint=_ALL)
         head, _, rest = text.partition(":")
         if head == "unbiased":
             name, _, share = rest.partition(":")
-            return cls(_kind(name), _share(share or "0.5", text), unbiased=True)
+            if not name:
+                raise OptionError(
+                    f"predictor {text!r} says neither whose prediction samples keep nor the share that does",
+                    hint="write unbiased:NAME:X, such as unbiased:label-mean:0.5",
+                )
+            return cls(_kind(name), _share(share, text, f"unbiased:{name}:0.5"), unbiased=True)
         if head == "random":
-            return cls(Zero, _share(rest or "0.5", text))
+            return cls(Zero, _share(rest, text, "random:0.5"))
         return cls(_kind(text))
 
 
@@ -51,12 +61,16 @@ def _kind(name: str) -> type[Predictor]:
         close = difflib.get_close_matches(name, PREDICTORS, n=1)
         raise OptionError(
             f"predictor {name!r} is unknown",
-            hint=f"did you mean {close[0]}?" if close else f"one of: {', '.join(PREDICTORS)}, unbiased:NAME, random",
+            hint=f"did you mean {close[0]}?" if close else _ALL,
         )
     return PREDICTORS[name]
 
 
-def _share(text: str, whole: str) -> float:
+def _share(text: str, whole: str, example: str) -> float:
+    if not text:
+        raise OptionError(
+            f"predictor {whole!r} does not say the share of samples", hint=f"write it behind, such as {example}"
+        )
     try:
         share = float(text)
     except ValueError:

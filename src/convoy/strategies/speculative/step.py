@@ -104,6 +104,7 @@ class SpeculativeStep:
         self._current = _Current()
         self._batch = 0
         self._closed = False
+        self._foreseen = False  # whether the run's length was looked at
 
     def __call__(self, x: Any, y: Any) -> SpeculativeResult:
         if self._closed:
@@ -236,7 +237,16 @@ class SpeculativeStep:
     # --- the rest of ``Step`` ------------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int, epochs: int, batches: int | None = None) -> None:
-        """Epochs make no difference."""
+        """Epochs make no difference; a run that they leave too short to speculate is warned of, once."""
+        total = self._settings.total_steps
+        if total is None and batches is not None:
+            total = epochs * batches
+        if total is None or self._foreseen:
+            return
+        self._foreseen = True
+        warning = self._controller.too_short(total)
+        if warning is not None:
+            self._report("warning", "speculation", self._batch, {"message": warning})
 
     def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
         """Epochs make no difference."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
@@ -14,6 +15,7 @@ from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.speculative.controller import Rule
 from convoy.strategies.speculative.registry import Choice
+from convoy.strategies.values import check_one_of, size_in_bytes, whole_number
 
 if TYPE_CHECKING:
     from convoy.strategies.speculative.step import SpeculativeStep
@@ -34,8 +36,8 @@ class Speculative(Strategy):
     "error-scaled", "per-sample", "linear", "network", "zero", "random:SHARE" or "unbiased:NAME:SHARE" (cut form);
     "label-last" or "label-mean" (faithful form). ``threshold``: below which distance a sample keeps what was
     speculated; 0 accepts nothing and is exact. ``warmup``: exact mini-batches before. ``controller``:
-    "auto[:ON,OFF,EVERY]" speculates only while probes agree, "always[:EVERY]" regardless. ``memory``: bound in bytes
-    on what is remembered. ``engine``: "threads", "inline" (one thread: the oracle) or "auto".
+    "auto[:ON,OFF,EVERY]" speculates only while probes agree, "always[:EVERY]" regardless. ``memory``: bound on
+    what is remembered, in bytes or as "256MB". ``engine``: "threads", "inline" (one thread: the oracle) or "auto".
 
     Raises OptionError for values that make no sense alone or together.
     """
@@ -48,12 +50,12 @@ class Speculative(Strategy):
     threshold: float | None = None
     warmup: int = 50
     controller: str = "auto"
-    memory: int = 256_000_000
+    memory: int | str = 256_000_000
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("form", self.form, FORMS)
-        _one_of("engine", self.engine, ENGINES)
+        check_one_of("form", self.form, FORMS)
+        check_one_of("engine", self.engine, ENGINES)
         predictor, threshold = DEFAULTS[self.form]
         if self.predictor is None:
             object.__setattr__(self, "predictor", predictor)
@@ -65,12 +67,14 @@ class Speculative(Strategy):
                 f"predictor {self.predictor!r} is for the cut form; the faithful form remembers by label",
                 hint="choose label-last or label-mean, or form='cut'",
             )
-        if math.isnan(self.limit) or self.limit < 0:
-            raise OptionError(f"threshold is {self.threshold}", hint="give 0 (exact) or more")
-        if self.warmup < 1:
-            raise OptionError(f"warmup is {self.warmup}", hint="give 1 or more exact mini-batches to remember from")
-        if self.memory < 1:
-            raise OptionError(f"memory is {self.memory} bytes", hint="give the bytes that may be remembered")
+        _check_threshold(self.threshold)
+        _check_cut(self.cut)
+        warmup = whole_number("warmup", self.warmup, "give 1 or more exact mini-batches to remember from")
+        memory = size_in_bytes(
+            "memory", self.memory, "give the bytes that may be remembered, or a size such as '256MB'"
+        )
+        object.__setattr__(self, "warmup", warmup)
+        object.__setattr__(self, "memory", memory)
         Rule.parse(self.controller)
 
     @property
@@ -84,6 +88,11 @@ class Speculative(Strategy):
         """The threshold."""
         assert self.threshold is not None
         return float(self.threshold)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bound on what is remembered."""
+        return int(self.memory)
 
     @property
     def suspects(self) -> str | None:
@@ -103,6 +112,15 @@ class Speculative(Strategy):
         return SpeculativeStep(self, model, loss, optimizer, settings or Settings(), sink)
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} is {value!r}", hint=f"choose one of {', '.join(choices)}")
+def _check_threshold(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or value < 0:
+        raise OptionError(f"threshold is {value!r}", hint="give 0 (exact) or more")
+
+
+def _check_cut(value: object) -> None:
+    named = isinstance(value, str) and value != ""
+    if not named and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise OptionError(
+            f"cut is {value!r}, which names no place",
+            hint="give the name of a module, such as 'conv2', or the number of a layer, such as 3",
+        )

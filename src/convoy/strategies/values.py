@@ -1,0 +1,31 @@
+"""Checks of single values that a user hands to a strategy: each gives one sentence and the next step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from numbers import Integral
+
+from convoy.errors import OptionError
+
+
+def check_one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} is {value!r}", hint=f"choose one of {', '.join(choices)}")
+
+
+def whole_number(name: str, value: object, hint: str) -> int:
+    """``value`` as an int of at least 1. Truth values, fractions and text are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise OptionError(f"{name} is {value!r}", hint=hint)
+    return int(value)
+
+
+def size_in_bytes(name: str, value: object, hint: str) -> int:
+    """A number of bytes, or a size such as "256MB" (10**6 bytes), as bytes: at least 1."""
+    found = value
+    if isinstance(value, str) and (text := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower())):
+        found = int(float(text[1]) * 1000 ** " kmgt".index(text[2] or " "))
+    elif isinstance(value, float) and value.is_integer():  # such as 256e6
+        found = int(value)
+    return whole_number(name, found, hint)
