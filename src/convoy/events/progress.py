@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from convoy.events.event import Event
+from convoy.events.nodes import node_table
 
 _RATE_SECONDS = 10.0  # samples per second are those of the last so many seconds
 
@@ -57,6 +58,8 @@ class Progress:
             self._step(event)
         elif event.kind == "epoch":
             self._print(" · ".join([epoch_line(event.data, self._epochs), *self._speculated()]))
+        elif event.kind == "nodes":
+            self._print(node_table(event.data["nodes"]))
         elif event.kind == "warning":
             self._print(f"warning: {event.data.get('message', event.name)}")
         elif event.kind == "run":
