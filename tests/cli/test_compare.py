@@ -54,7 +54,7 @@ def test_more_seeds_on_resuming(compared, convoy, tmp_path):
     done = convoy("compare", "--resume", folder, "--seeds", "2")
     assert done.code == 0, done.err
     assert done.err.count("seed 1 · ") == 4 and "seed 0" not in done.err
-    assert "(2 seeds)" in done.out and f"report: {folder / 'report.html'}" in done.out
+    assert "(2 seeds, too few for an interval)" in done.out and f"report: {folder / 'report.html'}" in done.out
     done = convoy("compare", "--resume", folder, "--seeds", "1")
     assert done.code == 2 and done.error == "--seeds is 1, but the comparison has 2"
 
@@ -98,13 +98,19 @@ def test_minutes_take_a_constant_learning_rate(convoy):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((*SMALL,), "there is nothing to compare: 0 strategies are named"),
-        ((*SMALL, "--strategy", "sequential"), "there is nothing to compare: 1 strategies are named"),
+        ((*SMALL,), "there is nothing to compare: no strategy is named"),
+        ((*SMALL, "--strategy", "sequential"), "there is nothing to compare: only one strategy is named"),
+        (
+            (*SMALL, "--strategy", "sequential:nodes=2"),
+            "'sequential:nodes=2' has nodes, which sequential does not take",
+        ),
+        ((*SMALL, "--strategy", "pipelned"), "strategy 'pipelned' is unknown"),
+        ((*SMALL, *TWO, "--strategy", "hybrid:switch=1,keep_best=1"), "keep_best, which a comparison does not take"),
         ((*SMALL, *TWO, "--strategy", "sequential"), "strategy 'sequential' is named twice"),
         ((*SMALL, *TWO, "--strategy", "pipelned"), "strategy 'pipelned' is unknown"),
         ((*SMALL, *TWO, "--strategy", "pipelined:stges=2"), "strategy 'pipelined:stges=2' has the unknown field stges"),
         ((*SMALL, *TWO, "--strategy", "pipelined:epochs=2"), "has epochs, which is the same for all"),
-        ((*SMALL, *TWO, "--strategy", "sequential:stages=2"), "--stages does not apply to strategy sequential"),
+        ((*SMALL, *TWO, "--strategy", "sequential:stages=2"), "has stages, which sequential does not take"),
         ((*SMALL, *TWO, "--strategy", "pipelined:stages=x"), "--stages is 'x'"),
         ((*SMALL, *TWO, "--minutes", "1", "--epochs", "2"), "--epochs and --minutes are both given"),
         ((*SMALL, *TWO, "--minutes", "1", "--lr-schedule", "cosine"), "is laid out for a number of epochs"),

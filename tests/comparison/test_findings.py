@@ -15,7 +15,8 @@ def test_one_seed_is_said_without_an_interval(numbers):
     assert found.target == 0.9
     assert found.sentences == (
         "b reached 90 % in 0.83 of the time of a (one seed)",
-        "An epoch of b took 0.50 ± 0.00 of the time of one of a (2 pairs of epochs)",
+        "An epoch of b took 0.50 (0.50 to 0.50) of the time of one of a "
+        "(geometric mean of 2 pairs of epochs, the first epochs left out)",
         "b ended with 5.00 percentage points more accuracy than a (one seed)",
     )
     assert found.head[-1] == "s to 90 %"
@@ -33,14 +34,53 @@ def test_seeds_are_compared_in_pairs(numbers):
     assert found.warnings == ()
 
 
-def test_differences_within_the_interval_are_not_separated(numbers):
-    found = findings(numbers(a=[[(1.0, 0.90)], [(1.0, 0.92)]], b=[[(1.0, 0.93)], [(1.0, 0.91)]]))
-    assert "are not separated: +1.00 ± 25.41 percentage points (2 seeds)" in found.sentences[2]
+def test_two_seeds_have_a_range_and_no_interval(numbers):
+    found = findings(numbers(a=[[(1.0, 0.90)], [(3.0, 0.92)]], b=[[(2.0, 0.93)], [(2.0, 0.91)]]))
+    assert found.sentences == (
+        "b reached 90 % in 1.15 (0.67 to 2.00) of the time of a (2 seeds, too few for an interval)",
+        "An epoch of b took 1.15 (0.67 to 2.00) of the time of one of a "
+        "(geometric mean of 2 pairs of epochs, capture and measuring included)",
+        "The last accuracies of b and a are not separated: +1.00 (-1.00 to +3.00) percentage points "
+        "(2 seeds, too few for an interval)",
+    )
+    assert found.rows[0][-3:] == ("91.00 % (90.00 to 92.00)", "91.00 % (90.00 to 92.00)", "2.0 (1.0 to 3.0)")
+    assert found.warnings == (
+        "two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        ((0.89, 0.88), "b ended with 2.50 (1.00 to 4.00) percentage points less accuracy than a (2 seeds"),
+        ((0.91, 0.93), "b ended with 1.00 (1.00 to 1.00) percentage points more accuracy than a (2 seeds"),
+        ((0.85, 0.87, 0.86), "b ended with 5.00 ± 0.00 percentage points less accuracy than a (3 seeds)"),
+        (
+            (0.90, 0.95, 0.85),
+            "The last accuracies of b and a are not separated: -1.00 ± 11.38 percentage points (3 seeds)",
+        ),
+    ],
+)
+def test_accuracies_are_told_apart_by_the_interval_or_the_range(numbers, last, sentence):
+    other = [[(1.0, accuracy)] for accuracy in (0.90, 0.92, 0.91)[: len(last)]]
+    found = findings(numbers(a=other, b=[[(1.0, accuracy)] for accuracy in last]))
+    assert found.sentences[2].startswith(sentence)
 
 
 def test_wide_intervals_are_written_out(numbers):
-    found = findings(numbers(a=[[(1.0, 0.9)], [(3.0, 0.9)]], b=[[(2.0, 0.9)], [(2.0, 0.9)]]))
-    assert found.sentences[0].startswith("b reached 90 % in 1.15 (95 % interval 0.0")
+    found = findings(numbers(a=[[(1.0, 0.9)], [(3.0, 0.9)], [(2.0, 0.9)]], b=[[(2.0, 0.9)]] * 3))
+    assert found.sentences[0].startswith("b reached 90 % in 1.10 (95 % interval 0.2")
+
+
+@pytest.mark.parametrize(("chance", "used"), [(None, 0.2), (0.1, 0.2), (0.2, None), (0.25, None)])
+@pytest.mark.parametrize("asked", [None, 0.2])
+def test_what_guessing_reaches_is_no_target(numbers, chance, used, asked):
+    made = numbers(target=asked, a=[[(1.0, 0.2)]], b=[[(1.0, 0.201)]])
+    made.chance = chance
+    found = findings(made)
+    assert found.target == used
+    assert any("reached 20 %" in sentence for sentence in found.sentences) == (used is not None)
+    assert any("20 % is no more than guessing reaches" in warning for warning in found.warnings) == (used is None)
 
 
 def test_the_target_is_the_highest_whole_percent_that_all_reached(numbers):
@@ -59,7 +99,9 @@ def test_a_target_that_one_missed(numbers):
 def test_without_accuracies_times_are_compared(numbers):
     found = findings(numbers(a=[[(1.0, None), (2.0, None)]], b=[[(1.0, None), (1.0, None)]]))
     assert found.target is None
-    assert found.sentences == ("An epoch of b took 0.50 of the time of one of a (1 pair of epochs)",)
+    assert found.sentences == (
+        "An epoch of b took 0.50 of the time of one of a (one pair of epochs, the first epochs left out)",
+    )
 
 
 def test_a_failed_run_is_left_out_and_named(numbers):
@@ -83,12 +125,13 @@ def test_what_makes_the_numbers_unsure(numbers):
         "the comparison is not finished: 1 of its runs are not",
         "epoch 4 of a with seed 0 took 4.0 times the median: something else may have run",
         "other programs kept more than 0.5 cores busy in 1 of 2 turns (1.4 at most): repeat it on a quiet machine",
+        "two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)",
     ]
 
 
 def test_a_comparison_comes_back_from_json(numbers):
     made = numbers(a=A, b=B)
-    made.turns = [Turn(0, 1, 0, "a", 0.1)]
+    made.turns, made.chance = [Turn(0, 1, 0, "a", 0.1)], 0.1
     back = Comparison.from_dict(made.to_dict())
     assert dataclasses.asdict(back) == dataclasses.asdict(made)
     assert back.to_dict()["findings"]["sentences"] == list(findings(made).sentences) or (

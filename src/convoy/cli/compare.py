@@ -44,7 +44,7 @@ def compare(
     parts = assemble(asked.first)
     for sentence in parts.data.notes:
         note(f"note: {sentence}", quiet=quiet)
-    settings = parts.settings
+    settings, chance = parts.settings, 1 / len(parts.data.classes)
     del parts
     _write_config(folder, asked)
 
@@ -79,6 +79,7 @@ def compare(
             progress=lambda line: note(line, quiet=quiet),
             config=dict(asked.shared),
             run_config=run_config,
+            chance=chance,
         )
     except KeyboardInterrupt:
         raise Interrupted(f"go on with: convoy compare --resume {folder}") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from convoy.cli.compare_options import OWN_KEYS, takes
-from convoy.cli.config import TrainConfig, applies, merge, read_file
+from convoy.cli.config import TrainConfig, about, applies, merge, read_file
 from convoy.comparison.spec import split_spec
 from convoy.errors import OptionError
+from convoy.strategies.registry import strategy_class
 
 CONFIG_FILE = "comparison.toml"
 
@@ -48,9 +50,11 @@ def build(
             hint = "strategies = [...] holds each strategy with its fields" if key == "strategy" else "drop it"
             raise OptionError(f"config file {file} has {key}, which a comparison does not take", hint=hint)
     named = list(strategies) if strategies else values.get("strategies")
-    if not isinstance(named, list) or len(named) < 2:
+    entrants = [_strategy(item) for item in named] if isinstance(named, list) else []
+    if len(entrants) < 2:
+        number = "only one strategy is named" if entrants else "no strategy is named"
         raise OptionError(
-            f"there is nothing to compare: {len(named) if isinstance(named, list) else 0} strategies are named",
+            f"there is nothing to compare: {number}",
             hint="for example --strategy sequential --strategy pipelined:stages=2",
         )
     own = {"minutes": minutes, "seeds": seeds, "target": target}
@@ -67,8 +71,7 @@ def build(
     if own["minutes"] is not None:
         train.setdefault("lr_schedule", "constant")
     runs = {}
-    for item in named:
-        label, fields = _strategy(item)
+    for label, fields in entrants:
         if label in runs:
             raise OptionError(f"strategy {label!r} is named twice", hint="--seeds repeats every strategy")
         name = str(fields["strategy"])
@@ -92,25 +95,35 @@ def _strategy(item: Any) -> tuple[str, dict[str, Any]]:
     """Label and options of a strategy: a text, or a table with ``name``, its fields and perhaps a ``label``."""
     if isinstance(item, str):
         name, fields = split_spec(item)
-        _check_fields(item, fields)
+        _check_fields(item, name, fields)
         return item, {"strategy": name, **fields}
     if not isinstance(item, Mapping) or "name" not in item:
         raise OptionError(
             f"strategy {item!r} has no name", hint='write "sequential" or {name = "pipelined", stages = 2}'
         )
     fields = {key.replace("-", "_"): value for key, value in item.items() if key not in ("name", "label")}
-    _check_fields(str(item["name"]), fields)
+    _check_fields(str(item["name"]), str(item["name"]), fields)
     chosen = ",".join(f"{key}={_text(value)}" for key, value in fields.items())
     label = str(item.get("label") or f"{item['name']}{':' + chosen if chosen else ''}")
     return label, {"strategy": item["name"], **fields}
 
 
-def _check_fields(strategy: str, fields: Mapping[str, Any]) -> None:
+def _check_fields(text: str, name: str, fields: Mapping[str, Any]) -> None:
+    """Raise OptionError for a strategy, or a field of it, that there is not; ``text`` is how it was written."""
+    strategy_class(name)
     for key in fields:
         if key not in TrainConfig.model_fields:
-            raise OptionError(f"strategy {strategy!r} has the unknown field {key}", hint="see convoy compare --help")
-        if takes(key) or key == "strategy":
-            raise OptionError(f"strategy {strategy!r} has {key}, which is the same for all", hint=f"give --{key} once")
+            known = [one for one in TrainConfig.model_fields if about(one)["of"] and applies(one, name)]
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its fields are {', '.join(known)}"
+            raise OptionError(f"strategy {text!r} has the unknown field {key}", hint=hint)
+        if not takes(key) and not about(key)["of"]:
+            raise OptionError(f"strategy {text!r} has {key}, which a comparison does not take", hint="drop it")
+        if takes(key):
+            raise OptionError(f"strategy {text!r} has {key}, which is the same for all", hint=f"give --{key} once")
+        if not applies(key, name):
+            belongs = " or ".join(about(key)["of"])
+            raise OptionError(f"strategy {text!r} has {key}, which {name} does not take", hint=f"it is of {belongs}")
 
 
 def _check_budget(train: Mapping[str, Any], minutes: float | None) -> None:

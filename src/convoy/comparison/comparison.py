@@ -62,7 +62,8 @@ class Turn:
 @dataclass(slots=True)
 class Comparison:
     """Strategies (label → fields) on the same work. ``budget``: ``{"epochs": n}`` or ``{"minutes": m}``. ``target``:
-    the accuracy that was asked for; None to choose one that all reached."""
+    the accuracy that was asked for; None to choose one that all reached. ``chance``: the accuracy of guessing, a share
+    (1 / classes), if it is known."""
 
     title: str
     strategies: dict[str, dict[str, Any]]
@@ -73,6 +74,7 @@ class Comparison:
     turns: list[Turn] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    chance: float | None = None
 
     def outcome(self, strategy: str, seed: int) -> Outcome:
         """The run of a strategy with a seed; made where there is none yet."""
@@ -109,7 +111,8 @@ class Comparison:
             for o in values["outcomes"]
         ]
         plain = ("title", "strategies", "budget", "seeds", "target", "environment", "config")
-        return cls(**{k: values[k] for k in plain}, outcomes=outcomes, turns=[Turn(**t) for t in values["turns"]])
+        turns = [Turn(**turn) for turn in values["turns"]]
+        return cls(**{k: values[k] for k in plain}, outcomes=outcomes, turns=turns, chance=values.get("chance"))
 
     def table(self) -> str:
         """A line per strategy, then the sentences and warnings."""

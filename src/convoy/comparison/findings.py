@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convoy.comparison.comparison import Comparison, Outcome
-from convoy.comparison.statistics import interval, outliers, ratio
+from convoy.comparison.statistics import FEWEST, interval, outliers, ratio
 
 _BUSY_CORES = 0.5  # that others use and a comparison is spoilt by
 
@@ -32,17 +32,24 @@ def findings(comparison: Comparison) -> Findings:
     """Times per epoch and to the target, accuracies, and how sure each difference is. The first strategy is the one
     that the others are compared with."""
     target = comparison.target if comparison.target is not None else common_target(comparison)
+    if by_chance(comparison, target):
+        target = None
     sentences: list[str] = []
     reference, *others = comparison.strategies
     for other in others:
         sentences += _against(comparison, other, reference, target)
     return Findings(
         target=target,
-        head=("strategy", "runs", "s per epoch", "samples/s", "last accuracy", "best", _to(target)),
+        head=("strategy", "runs", "s per epoch (median)", "samples/s", "last accuracy", "best", _to(target)),
         rows=tuple(_row(comparison, label, target) for label in comparison.strategies),
         sentences=tuple(sentences),
         warnings=tuple(warnings(comparison)),
     )
+
+
+def by_chance(comparison: Comparison, target: float | None) -> bool:
+    """Whether guessing would reach the target."""
+    return target is not None and comparison.chance is not None and target <= comparison.chance + 1e-9
 
 
 def common_target(comparison: Comparison) -> float | None:
@@ -85,6 +92,14 @@ def warnings(comparison: Comparison) -> list[str]:
             f"other programs kept more than {_BUSY_CORES:g} cores busy in {len(busy)} of {len(loads)} turns "
             f"({max(busy):.1f} at most): repeat it on a quiet machine"
         )
+    target = comparison.target if comparison.target is not None else common_target(comparison)
+    if target is not None and by_chance(comparison, target):
+        found.append(
+            f"{_percent(target)} is no more than guessing reaches: times to it are not compared "
+            "(train longer, or give a higher --target)"
+        )
+    if 2 <= len(comparison.seeds) < FEWEST:
+        found.append("two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)")
     if len(comparison.seeds) < 2:
         found.append("one seed: differences in accuracy, and in the time to reach it, are seen once")
     return found
@@ -101,10 +116,11 @@ def _against(comparison: Comparison, label: str, reference: str, target: float |
         out += _times_to(pairs, label, reference, target)
     epochs = [pair for a, b in pairs for pair in zip(epoch_seconds(a), epoch_seconds(b), strict=False) if min(pair) > 0]
     if epochs:
-        pairs_of = "pair" if len(epochs) == 1 else "pairs"
+        number = "one pair" if len(epochs) == 1 else f"geometric mean of {len(epochs)} pairs"
+        first = any(len(outcome.epochs) == 1 for pair in pairs for outcome in pair)
+        which = ", capture and measuring included" if first else ", the first epochs left out"
         out.append(
-            f"An epoch of {label} took {_times(epochs)} of the time of one of {reference} "
-            f"({len(epochs)} {pairs_of} of epochs)"
+            f"An epoch of {label} took {_times(epochs)} of the time of one of {reference} ({number} of epochs{which})"
         )
     out += _accuracy(pairs, label, reference)
     return out
@@ -128,15 +144,16 @@ def _accuracy(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: s
     if not differences:
         return []
     mean, half = interval(differences)
-    if half is not None and abs(mean) <= half:
+    bounds = (min(differences), max(differences)) if half is None else (mean - half, mean + half)
+    if len(differences) > 1 and bounds[0] <= 0 <= bounds[1]:
         return [
             f"The last accuracies of {label} and {reference} are not separated: "
-            f"{mean:+.2f} ± {half:.2f} percentage points ({_seeds(len(differences))})"
+            f"{_spread(differences, 2, sign='+')} percentage points ({_seeds(len(differences))})"
         ]
     way = "more" if mean >= 0 else "less"
     return [
-        f"{label} ended with {_plus_minus(abs(mean), half, 2)} percentage points {way} accuracy than {reference} "
-        f"({_seeds(len(differences))})"
+        f"{label} ended with {_spread([d if mean >= 0 else -d for d in differences], 2)} percentage "
+        f"points {way} accuracy than {reference} ({_seeds(len(differences))})"
     ]
 
 
@@ -160,33 +177,34 @@ def _row(comparison: Comparison, label: str, target: float | None) -> tuple[str,
 
 
 def _mean_percent(shares: Sequence[float]) -> str:
-    if not shares:
-        return "–"
-    mean, half = interval([share * 100 for share in shares])
-    return _plus_minus(mean, half, 2) + " %"
+    return _spread([share * 100 for share in shares], 2, " %") if shares else "–"
 
 
 def _mean_seconds(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return "–"
-    mean, half = interval(known)
-    return _plus_minus(mean, half, 1)
+    return _spread(known, 1) if known and len(known) == len(values) else "–"
 
 
 def _times(pairs: Sequence[tuple[float, float]]) -> str:
-    """``0.61 ± 0.03``; an interval that is far from symmetrical is written out."""
+    """``0.61 ± 0.03``; an interval that is far from symmetrical is written out, of too few pairs the range."""
     mean, bounds = ratio(pairs)
     if bounds is None:
-        return f"{mean:.2f}"
+        ratios = [a / b for a, b in pairs]
+        return f"{mean:.2f}" if len(ratios) == 1 else f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     low, high = bounds
     if high > 1.5 * mean:
         return f"{mean:.2f} (95 % interval {low:.2g} to {high:.2g})"
     return f"{mean:.2f} ± {(high - low) / 2:.2f}"
 
 
-def _plus_minus(mean: float, half: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+def _spread(values: Sequence[float], digits: int, unit: str = "", sign: str = "") -> str:
+    """The mean with half its interval, or with the range where there are too few values for one."""
+    mean, half = interval(values)
+    text = f"{mean:{sign}.{digits}f}"
+    if half is not None:
+        return f"{text} ± {half:.{digits}f}{unit}"
+    ends = "" if len(values) == 1 else f" ({min(values):{sign}.{digits}f} to {max(values):{sign}.{digits}f})"
+    return f"{text}{unit}{ends}"
 
 
 def _to(target: float | None) -> str:
@@ -198,4 +216,4 @@ def _percent(share: float) -> str:
 
 
 def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
+    return "one seed" if count == 1 else f"{count} seeds" + (", too few for an interval" if count < FEWEST else "")

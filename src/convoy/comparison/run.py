@@ -37,6 +37,7 @@ def compare(
     progress: Callable[[str], None] | None = None,
     config: Mapping[str, Any] | None = None,
     run_config: Callable[[str, int], Mapping[str, Any]] | None = None,
+    chance: float | None = None,
 ) -> Comparison:
     """Train the same work under several strategies, fairly, and say what the difference is.
 
@@ -50,6 +51,7 @@ def compare(
       Each run equals, bit for bit, one that had the process to itself.
     - ``directory``: where runs, checkpoints and comparison.json go; one that holds a comparison is gone on with.
       Without, nothing is kept but what is returned.
+    - ``chance``: the accuracy of guessing, such as 0.1; the time to a target that is no higher is not compared.
 
     A strategy that fails ends alone; the others go on. Ctrl-C ends all after their mini-batch, with checkpoints.
     Raises OptionError, CheckpointError, MachineError.
@@ -69,6 +71,7 @@ def compare(
         target=target,
         environment=environment(),
         config=dict(config or {}),
+        chance=chance,
     )
     with contextlib.ExitStack() as stack:
         kept = directory is not None

@@ -12,22 +12,23 @@ _T = (
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 _NORMAL = 1.96
+FEWEST = 3  # values that an interval is given for: that of two, 12.7 standard errors, says nothing
 _OUTLIER = 3.5  # of the modified z-score (Iglewicz and Hoaglin 1993)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95 % interval (Student's t); None for the latter where there is one value."""
+    """Mean and half the width of its 95 % interval (Student's t); None for the latter below ``FEWEST`` values."""
     mean = statistics.fmean(values)
     count = len(values)
-    if count < 2:
+    if count < FEWEST:
         return mean, None
     quantile = _T[count - 2] if count - 2 < len(_T) else _NORMAL
     return mean, quantile * statistics.stdev(values) / math.sqrt(count)
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, tuple[float, float] | None]:
-    """The geometric mean of a/b over the pairs (a, b), all above 0, and its 95 % interval; None for the latter where
-    there is one pair."""
+    """The geometric mean of a/b over the pairs (a, b), all above 0, and its 95 % interval; None for the latter below
+    ``FEWEST`` pairs."""
     mean, half = interval([math.log(a / b) for a, b in pairs])
     # More than a factor of e**50 is no statement any more, and would not fit a float for long.
     return math.exp(mean), None if half is None else (math.exp(mean - min(half, 50)), math.exp(mean + min(half, 50)))
