@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
 
-from convoy.cli.config import TrainConfig, applies
-from convoy.cli.options import chosen, command
+from convoy.cli.config import TrainConfig, applies, merge
+from convoy.cli.options import DEFAULTS, chosen, command
+from convoy.cli.setup import make
+from convoy.strategies.registry import STRATEGIES, strategy_class
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,45 @@ def test_help_shows_what_applies_to_the_strategy(convoy: Any) -> None:
         option = f"--{key.replace('_', '-')} "
         assert (option in pipelined) == applies(key, "pipelined"), key
         assert (option in plain) == applies(key, "sequential"), key
-    assert "--strategy pipelined --help" in " ".join(plain.split())
+    assert "pipelined" in plain.partition("Options of other strategies: ")[2].partition(" --help")[0]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_help_shows_the_defaults_that_a_strategy_has(name: str) -> None:
+    made: Any = strategy_class(name)
+    had = {field.name: field.default for field in fields(made) if field.default is not MISSING}
+    for key, default in had.items():
+        if default is not None and not isinstance(default, bool):
+            read = merge({"model": "m", key: DEFAULTS[name][key]})
+            assert getattr(read, key) == default, key
+    assert set(DEFAULTS[name]) <= {key for key in TrainConfig.model_fields if applies(key, name)}
+
+
+def test_defaults_that_depend_on_the_form() -> None:
+    for form, place in (("cut", 0), ("faithful", 1)):
+        made: Any = strategy_class("speculative")(form=form)
+        for key in ("predictor", "threshold"):
+            said = DEFAULTS["speculative"][key].replace("faithful: ", "").split("; ")
+            assert said[place] == str(getattr(made, key))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_example_is_of_the_chosen_strategy(convoy: Any, name: str) -> None:
+    shown = " ".join(convoy("train", "--strategy", name, "--help").out.split())
+    command_line = shown.partition("For example: ")[2]
+    assert f"--strategy {name} " in command_line
+    given = dict(zip(*[iter(command_line.split()[3:])] * 2, strict=True))
+    make(merge({"model": "lenet5", **{key[2:].replace("-", "_"): value for key, value in given.items()}}))
+
+
+def test_help_says_which_strategy_takes_which_engine(convoy: Any) -> None:
+    shown = " ".join(convoy("train", "--strategy", "concurrent", "--help").out.replace("│", " ").split())
+    for name in STRATEGIES:
+        module = sys.modules[strategy_class(name).__module__]
+        for engine, mark in (("streams", "streams (CUDA): "), ("ray", "ray: ")):
+            if hasattr(module, "ENGINES"):
+                said = shown.partition(mark)[2].partition(".")[0].split(", ")
+                assert (name in said) == (engine in module.ENGINES), (name, engine)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,10 @@ def build(arguments: Sequence[str]) -> App:
     )
     for number, (verb, line) in enumerate(_VERBS.items()):
         if verb in ("train", "plan") and arguments[:1] == [verb]:
-            from convoy.cli.options import command
+            from convoy.cli.options import command, example
 
-            app.command(command(arguments[1:], verb), name=verb, usage=f"Usage: convoy {verb} MODEL [OPTIONS]")
+            usage, last = f"Usage: convoy {verb} MODEL [OPTIONS]", example(arguments, verb)
+            app.command(command(arguments[1:], verb), name=verb, usage=usage, help_epilogue=last)
         elif verb == "compare" and arguments[:1] == [verb]:
             from convoy.cli import compare_options
 

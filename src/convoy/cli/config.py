@@ -154,7 +154,8 @@ class TrainConfig(BaseModel):
     )
     engine: str | None = _option(
         "Strategy",
-        "What runs the workers; inline: all in one thread, the oracle. streams and ray: pipelines only.",
+        "What runs the workers; inline: all in one thread, the oracle. threads: not bilayered. streams (CUDA): "
+        "pipelined, hybrid, concurrent. ray: pipelined, hybrid, bilayered.",
         of=f"{_PIPELINED} {_SPECULATIVE} concurrent {_BILAYERED}",
         value="auto|inline|threads|streams|ray",
     )

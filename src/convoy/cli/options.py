@@ -57,14 +57,62 @@ _LINES = {
 }
 
 
+_PIPELINE = {
+    "stages": "2",
+    "placement": "colocated",
+    "clock": "registers",
+    "slack": "0",
+    "accumulate": "1",
+    "correction": "none",
+    "recut": "off",
+    "engine": "auto",
+}
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "sequential": {"inner": "whole"},
+    "pipelined": _PIPELINE,
+    "hybrid": {**_PIPELINE, "first": "pipelined", "then": "sequential", "inner": "whole"},
+    "speculative": {
+        "engine": "auto",
+        "form": "cut",
+        "cut": "planned",
+        "predictor": "label-mean; faithful: label-last",
+        "threshold": "0.5; faithful: 0.25",
+        "warmup": "50",
+        "controller": "auto",
+        "memory": "256MB",
+    },
+    "concurrent": {"placement": "planned", "engine": "auto"},
+    "bilayered": {
+        "inner": "whole",
+        "engine": "auto",
+        "nodes": "2",
+        "update": "agwu-mended",
+        "allocation": "idpa-mended",
+        "batches": "4, or fewer in a short run",
+        "round": "pass",
+        "deltas": "float32",
+    },
+}
+"""What the help says about fields that were not given; written out, since the strategies would load PyTorch for it."""
+
+EXAMPLES = {
+    "sequential": "--strategy sequential --inner tasks",
+    "pipelined": "--strategy pipelined --stages 2",
+    "hybrid": "--strategy hybrid --stages 2 --switch 0.5",
+    "speculative": "--strategy speculative --form cut --threshold 0.25",
+    "concurrent": "--strategy concurrent --groups 4",
+    "bilayered": "--strategy bilayered --nodes 2,1,1",
+}
+
+
+def example(arguments: Sequence[str], verb: str) -> str:
+    """The last line of the help."""
+    return f"For example: convoy {verb} lenet5 --data digits {EXAMPLES[chosen(arguments)]}"
+
+
 def _help(strategy: str, verb: str) -> str:
-    others = [name for name in STRATEGIES if name != strategy and any(map(_only(name), TrainConfig.model_fields))]
-    more = "".join(f"\n\nconvoy {verb} --strategy {name} --help shows the options of {name}." for name in others)
-    return _LINES[verb] + more
-
-
-def _only(strategy: str) -> Callable[[str], bool]:
-    return lambda key: bool(about(key)["of"]) and applies(key, strategy)
+    others = "|".join(name for name in STRATEGIES if name != strategy)
+    return f"{_LINES[verb]}\n\nOptions of other strategies: convoy {verb} --strategy {others} --help."
 
 
 def option_parameters(strategy: str, groups: Mapping[str, Group]) -> list[inspect.Parameter]:
@@ -79,7 +127,7 @@ def option_parameters(strategy: str, groups: Mapping[str, Group]) -> list[inspec
             group=groups[extra["group"]],
             metavar=None if flag else extra["value"] or "|".join(_choices(field.annotation)),
             show=applies(key, strategy),
-            show_default=_shown(default),
+            show_default=_shown(DEFAULTS.get(strategy, {}).get(key, default)),
         )
         made.append(
             inspect.Parameter(
