@@ -57,8 +57,8 @@ def test_json_and_quiet(convoy: Any) -> None:
 def test_a_pipeline_prints_its_plan_first(convoy: Any) -> None:
     done = convoy("train", *SMALL, "--strategy", "pipelined", "--ppv", "1")
     assert done.code == 0, done.err
-    assert done.err.count("stale weights:") == 2  # and again at the end, with what was measured
-    assert done.err.index("stale weights:") < done.err.index("epoch 1/2")
+    assert done.err.count("of all; staleness is counted") == 2  # and again at the end, with what was measured
+    assert done.err.index("of all; staleness is counted") < done.err.index("epoch 1/2")
     (run,) = Path("runs").iterdir()
     plan = json.loads((run / "plan.json").read_text())
     assert plan["strategy"] == "pipelined" and len(plan["stages"]) == 2
