@@ -39,17 +39,21 @@ def test_only_one_works_at_a_time_and_only_in_its_turn(lengths, chance):
 
     all_of = {i: Paused(str(i), work(i, count), seeded(0)) for i, count in enumerate(lengths)}
     expected, done = [], dict.fromkeys(all_of, 0)
-    while all_of:
-        name = chance.choice(sorted(all_of))
-        more = all_of[name].turn()
-        if done[name] < lengths[name]:
-            expected.append((name, done[name]))
-            done[name] += 1
-            assert more
-        else:  # the last turn only runs to the end
-            assert not more and all_of[name].over
-            del all_of[name]
-        assert log == expected
+    try:
+        while all_of:
+            name = chance.choice(sorted(all_of))
+            more = all_of[name].turn()
+            if done[name] < lengths[name]:
+                expected.append((name, done[name]))
+                done[name] += 1
+                assert more
+            else:  # the last turn only runs to the end
+                assert not more and all_of[name].over
+                del all_of[name]
+            assert log == expected
+    finally:  # hypothesis may end an example in the middle
+        for left in all_of.values():
+            left.stop()
     assert done == dict(enumerate(lengths))
 
 
