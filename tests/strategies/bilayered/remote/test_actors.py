@@ -164,8 +164,9 @@ def test_a_killed_node_comes_back_and_its_samples_are_trained_by_others() -> Non
     assert [data["node"] for data in joined] == [1]
 
 
-def test_a_frozen_node_loses_its_lease_and_is_heard_no_more_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on once others got its samples; its push is refused, counted, and it joins as a new incarnation."""
+def test_a_frozen_node_loses_its_lease_and_joins_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on once others got its samples. Whether its own push still comes, to be refused, or it is replaced before,
+    is a matter of timing; refusals are tested on the state machine."""
     monkeypatch.setattr(Rules, "__init__", with_grace(0.5))
     stopped = once(stop("node 1"), push=5)
 
@@ -177,7 +178,6 @@ def test_a_frozen_node_loses_its_lease_and_is_heard_no_more_as_what_it_was(monke
     run = Run(BiLayered(nodes=2, round=4, engine="ray"), epochs=6, at=at)
     run.prove()
     assert len(run.named("expired")) >= 1
-    assert run.step.server_state.dead >= 1
     assert run.step.server_state.nodes[1].incarnation >= 1
 
 
