@@ -166,8 +166,8 @@ def test_a_killed_node_comes_back_and_its_samples_are_trained_by_others() -> Non
 
 @pytest.mark.slow
 def test_a_frozen_node_loses_its_lease_and_joins_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on once others got its samples. Slow: on a busy machine the run may be over before it joins again, so this
-    needs one to itself; refusals and new incarnations are tested on the state machine."""
+    """It goes on once others got its samples. Slow: on a busy machine the run may be over before it joins again, so
+    this needs one to itself; refusals and new incarnations are tested on the state machine."""
     monkeypatch.setattr(Rules, "__init__", with_grace(0.5))
     stopped = once(stop("node 1"), push=5)
 
