@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Small tensors on several threads are slower, and how many there are must not change what is tested.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,3 +54,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, reason in skips.items():
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def same_values() -> Callable[[Any, Any], None]:
+    """``same_values(a, b)``: nested dicts and lists hold the same, tensors bit for bit."""
+    import torch
+
+    def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from flat(item, f"{path}.{key}")
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                yield from flat(item, f"{path}.{index}")
+        else:
+            yield path, value
+
+    def compare(one: Any, other: Any) -> None:
+        a, b = dict(flat(one)), dict(flat(other))
+        assert a.keys() == b.keys()
+        for path, value in a.items():
+            equal = torch.equal(value, b[path]) if isinstance(value, torch.Tensor) else value == b[path]
+            assert equal, path
+
+    return compare

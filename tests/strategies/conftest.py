@@ -104,25 +104,11 @@ def run(parts):
 
 
 @pytest.fixture
-def same():
+def same(same_values):
     """``same(a, b)``: weights, estimates and optimizer state are equal, bit for bit."""
-
-    def flat(value, path=""):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from flat(item, f"{path}.{key}")
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                yield from flat(item, f"{path}.{index}")
-        else:
-            yield path, value
 
     def compare(one, other):
         for a, b in ((one.model, other.model), (one.optimizer, other.optimizer)):
-            a, b = dict(flat(a.state_dict())), dict(flat(b.state_dict()))
-            assert a.keys() == b.keys()
-            for path, value in a.items():
-                equal = torch.equal(value, b[path]) if isinstance(value, torch.Tensor) else value == b[path]
-                assert equal, path
+            same_values(a.state_dict(), b.state_dict())
 
     return compare

@@ -186,27 +186,8 @@ def delayed():
 
 
 @pytest.fixture
-def same_state():
+def same_state(same_values):
     """``same_state(a, b)``: weights, buffers, optimizer, scheduler and history are equal, bit for bit."""
-
-    def flat(value, path=""):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from flat(item, f"{path}.{key}")
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                yield from flat(item, f"{path}.{index}")
-        else:
-            yield path, value
-
-    def compare(a, b):
-        a, b = dict(flat(a)), dict(flat(b))
-        assert a.keys() == b.keys()
-        for path, value in a.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, b[path]), path
-            else:
-                assert value == b[path], path
 
     def timeless(history):
         clock = ("seconds", "samples_per_second", "busy")
@@ -214,10 +195,10 @@ def same_state():
         return {**values, "epochs": [{k: v for k, v in e.items() if k not in clock} for e in values["epochs"]]}
 
     def same(one, other):
-        compare(one.model.state_dict(), other.model.state_dict())
-        compare(one.optimizer.state_dict(), other.optimizer.state_dict())
+        same_values(one.model.state_dict(), other.model.state_dict())
+        same_values(one.optimizer.state_dict(), other.optimizer.state_dict())
         if one.scheduler is not None:
-            compare(one.scheduler.state_dict(), other.scheduler.state_dict())
-        compare(timeless(one.trainer.history), timeless(other.trainer.history))
+            same_values(one.scheduler.state_dict(), other.scheduler.state_dict())
+        same_values(timeless(one.trainer.history), timeless(other.trainer.history))
 
     return same
