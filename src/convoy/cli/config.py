@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from convoy.cli.complaint import complaint
 from convoy.errors import InputError, OptionError
+from convoy.strategies.values import parsed_size
 
 
 def _listed(value: Any) -> Any:
@@ -34,12 +35,6 @@ def _number(value: Any) -> Any:
 def _nodes(value: Any) -> Any:
     """``"3"`` as 3 and ``"2,1,1"`` as its numbers; the rest stays."""
     return _listed(value) if isinstance(value, str) and "," in value else value
-
-
-def _bytes(value: Any) -> Any:
-    """``"1.5GB"`` as 1500000000; the rest stays."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower()) if isinstance(value, str) else None
-    return value if found is None else int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
 
 
 def _saving(value: Any) -> Any:
@@ -190,7 +185,7 @@ class TrainConfig(BaseModel):
         of=_SPECULATIVE,
         value="auto[:ON,OFF,EVERY]|always[:EVERY]",
     )
-    memory: Annotated[int, Field(ge=1), BeforeValidator(_bytes)] | None = _option(
+    memory: Annotated[int, Field(ge=1), BeforeValidator(parsed_size)] | None = _option(
         "Strategy", "Bound on what is remembered, such as 256MB.", of=_SPECULATIVE, value="BYTES"
     )
     nodes: Annotated[int | tuple[float, ...], BeforeValidator(_nodes)] | None = _option(
@@ -229,7 +224,7 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = _option("Machine", "Numbers that passes compute with.", "float32")
     device: str = _option("Machine", "cpu, cuda, cuda:1, …", "cpu", value="NAME")
     threads: Count | None = _option("Machine", "Cores to use in all. By default all there are.", value="N")
-    max_memory: Annotated[int, Field(ge=1), BeforeValidator(_bytes)] | None = _option(
+    max_memory: Annotated[int, Field(ge=1), BeforeValidator(parsed_size)] | None = _option(
         "Machine", "Refuse a pipeline that would hold more, such as 2GB.", of=_PIPELINED, value="BYTES"
     )
 

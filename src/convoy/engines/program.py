@@ -60,3 +60,12 @@ class Program(Protocol):
     def run(self, action: Action, store: Store) -> int:
         """Carry out ``action``: take its reads, put its writes. Returns bytes handed over to other lanes."""
         ...
+
+
+class CurrentProgram:
+    """Stands for the program of the mini-batch that is on its way: one engine serves batches of any size."""
+
+    program: Program
+
+    def run(self, action: Action, store: Store) -> int:
+        return self.program.run(action, store)

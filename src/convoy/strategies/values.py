@@ -23,9 +23,15 @@ def whole_number(name: str, value: object, hint: str) -> int:
 
 def size_in_bytes(name: str, value: object, hint: str) -> int:
     """A number of bytes, or a size such as "256MB" (10**6 bytes), as bytes: at least 1."""
-    found = value
-    if isinstance(value, str) and (text := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower())):
-        found = int(float(text[1]) * 1000 ** " kmgt".index(text[2] or " "))
-    elif isinstance(value, float) and value.is_integer():  # such as 256e6
-        found = int(value)
+    found = parsed_size(value)
+    if isinstance(found, float) and found.is_integer():  # such as 256e6
+        found = int(found)
     return whole_number(name, found, hint)
+
+
+def parsed_size(value: object) -> object:
+    """``"1.5GB"`` as 1500000000; what is no such text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower())
+    return value if found is None else int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))

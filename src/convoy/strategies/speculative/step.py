@@ -16,12 +16,11 @@ from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.inline import InlineEngine
 from convoy.engines.interrupts import uninterrupted
 from convoy.engines.pool import POOL, PoolEngine
-from convoy.engines.program import Program, Store
+from convoy.engines.program import CurrentProgram, Store
 from convoy.errors import CheckpointError, DataError, InternalError, OptionError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
-from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
 from convoy.strategies.batch import arguments, batch_size, channels_last, prepare_model, to_device
@@ -52,15 +51,6 @@ class SpeculativeResult:
     @property
     def ready(self) -> bool:
         return True
-
-
-class _Current:
-    """The program of the mini-batch that is on its way."""
-
-    program: Program
-
-    def run(self, action: Action, store: Store) -> int:
-        return self.program.run(action, store)
 
 
 class SpeculativeStep:
@@ -101,7 +91,7 @@ class SpeculativeStep:
         self._plan: SpeculativePlan | None = None
         self._form: tuple[Any, ...] = ()
         self._store = Store()
-        self._current = _Current()
+        self._current = CurrentProgram()
         self._batch = 0
         self._closed = False
         self._foreseen = False  # whether the run's length was looked at

@@ -14,12 +14,11 @@ from torch.optim import Optimizer
 
 from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.interrupts import uninterrupted
-from convoy.engines.program import Program, Store
+from convoy.engines.program import CurrentProgram, Program, Store
 from convoy.errors import InternalError
 from convoy.events.event import Event, Sink
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
-from convoy.schedule.action import Action
 from convoy.schedule.plan import Plan
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
@@ -32,15 +31,6 @@ from convoy.strategies.tasks.ops import Frame
 
 RANK_AFTER = frozenset((1, 4, 16, 64))
 """Mini-batches after which priorities are computed anew from what the actions took."""
-
-
-class _Current:
-    """The program of the mini-batch that is on its way: one engine serves batches of any size."""
-
-    program: Program
-
-    def run(self, action: Action, store: Store) -> int:
-        return self.program.run(action, store)
 
 
 class RecurringStep(ABC):
@@ -70,7 +60,7 @@ class RecurringStep(ABC):
         self._plan: Plan | None = None
         self._form: tuple[Any, ...] = ()
         self._versions: dict[str, int] = {}  # of the states, as the next mini-batch finds them
-        self._current = _Current()
+        self._current = CurrentProgram()
         self._batch = 0
         self._closed = False
 
