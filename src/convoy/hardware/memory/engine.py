@@ -19,6 +19,7 @@ from convoy.hardware.memory.layout import (
     FREE,
     FREE_TOP,
     GROUP_READY,
+    GROUP_SHIFT,
     GROUPS,
     HEAD,
     HIGH,
@@ -32,10 +33,8 @@ from convoy.hardware.memory.layout import (
     NEED_SLOT,
     NEVER,
     NUM_BANKS,
-    NUM_GROUPS,
     OPEN_BANKS,
     OPEN_ROW,
-    PER_GROUP,
     REFI,
     REFRESHES,
     ROOM,
@@ -56,10 +55,29 @@ from convoy.hardware.memory.layout import (
     SLOTS,
     TAIL,
     TRACED,
+    WAITING,
+    WAITING_AT,
+    WAITING_BANKS,
     WRITING,
 )
 
 ACT, PRE, READ, WRITE, REFRESH = 0, 1, 2, 3, 4
+
+
+@compiled
+def _list_bank(s: Integers, queue: int, bank: int, waits: bool) -> None:
+    """Put a bank on the list of those for which something waits, or take it off; the order is of no account."""
+    banks = WAITING + queue * BANKS
+    if waits:
+        last = s[WAITING_BANKS + queue]
+        s[WAITING_BANKS + queue] += 1
+        moved = bank
+    else:
+        s[WAITING_BANKS + queue] -= 1
+        last = s[WAITING_AT + queue * BANKS + bank]
+        moved = s[banks + s[WAITING_BANKS + queue]]
+    s[banks + last] = moved
+    s[WAITING_AT + queue * BANKS + moved] = last
 
 
 @compiled
@@ -72,6 +90,8 @@ def _note(s: Integers, queue: int, bank: int) -> None:
         slot = s[HEAD + place]
         command = ACT if s[OPEN_ROW + bank] < 0 else PRE
     s[NEED + place], s[NEED_SLOT + place] = command, slot
+    if (slot < 0) != (s[NEED_READY + place] == NEVER):
+        _list_bank(s, queue, bank, slot >= 0)
     s[NEED_READY + place] = NEVER if slot < 0 else s[BANK_READY + command * BANKS + bank]
 
 
@@ -134,7 +154,7 @@ def record(s: Integers, trace: Integers, clock: int, command: int, bank: int, ro
 @compiled
 def _hold_back(s: Integers, command: int, bank: int, clock: int) -> None:
     """Put the rules that begin with ``command`` into force."""
-    group = bank // s[PER_GROUP]
+    group = bank >> s[GROUP_SHIFT]
     for number in range(command * MOST_RULES, command * MOST_RULES + s[RULE_COUNT + command]):
         scope = s[RULE_SCOPE + number]
         place = s[RULE_PLACE + number] + (bank if scope == 0 else group if scope == 1 else 0)
@@ -151,6 +171,7 @@ def _issue(s: Integers, trace: Integers, clock: int, command: int, bank: int, ro
         s[ACTS] += 1
         s[LAST_ACTS + s[ACT_NEXT]] = clock
         s[ACT_NEXT] = (s[ACT_NEXT] + 1) & 3
+        s[CHANNEL_READY + ACT] = max(s[CHANNEL_READY + ACT], s[LAST_ACTS + (s[ACT_NEXT] & 3)] + s[FAW])
         for queue in range(2):
             slot = s[HEAD + queue * BANKS + bank]
             while slot >= 0 and s[SLOT_ROW + slot] != row:
@@ -169,11 +190,9 @@ def _issue(s: Integers, trace: Integers, clock: int, command: int, bank: int, ro
 def _ready(s: Integers, command: int, bank: int) -> int:
     first: int = max(
         s[BANK_READY + command * BANKS + bank],
-        s[GROUP_READY + command * GROUPS + bank // s[PER_GROUP]],
+        s[GROUP_READY + command * GROUPS + (bank >> s[GROUP_SHIFT])],
         s[CHANNEL_READY + command],
     )
-    if command == ACT:
-        first = max(first, s[LAST_ACTS + (s[ACT_NEXT] & 3)] + s[FAW])
     return first
 
 
@@ -251,35 +270,30 @@ def visit(s: Integers, trace: Integers, clock: int) -> int:
     best, oldest = -1, NEVER
     row_best, row_oldest = -1, NEVER
     columns = acts = pres = 0  # candidates whose time has come
-    act_floor = max(s[CHANNEL_READY + ACT], s[LAST_ACTS + (s[ACT_NEXT] & 3)] + s[FAW])
-    column_floor = s[CHANNEL_READY + column]
-    per_group = s[PER_GROUP]
-    place = queue * BANKS
-    for group in range(s[NUM_GROUPS]):
-        column_group = max(column_floor, s[GROUP_READY + column * GROUPS + group])
-        act_group = max(act_floor, s[GROUP_READY + ACT * GROUPS + group])
-        for _ in range(per_group):
-            first = s[NEED_READY + place]
-            command = s[NEED + place]
-            floor = column_group if command >= READ else act_group if command == ACT else 0
-            first = max(first, floor)
-            if first > clock:
-                wake = min(wake, first)
+    shift = s[GROUP_SHIFT]
+    banks = WAITING + queue * BANKS
+    for number in range(banks, banks + s[WAITING_BANKS + queue]):
+        bank = s[number]
+        place = queue * BANKS + bank
+        first = s[NEED_READY + place]
+        command = s[NEED + place]
+        first = max(first, s[CHANNEL_READY + command], s[GROUP_READY + command * GROUPS + (bank >> shift)])
+        if first > clock:
+            wake = min(wake, first)
+            continue
+        slot = s[NEED_SLOT + place]
+        sequence = s[SLOT_SEQUENCE + slot]
+        if command >= READ:
+            columns += 1
+            if sequence < oldest:
+                best, oldest = slot, sequence
+        else:
+            if command == ACT:
+                acts += 1
             else:
-                slot = s[NEED_SLOT + place]
-                sequence = s[SLOT_SEQUENCE + slot]
-                if command >= READ:
-                    columns += 1
-                    if sequence < oldest:
-                        best, oldest = slot, sequence
-                else:
-                    if command == ACT:
-                        acts += 1
-                    else:
-                        pres += 1
-                    if sequence < row_oldest:
-                        row_best, row_oldest = slot, sequence
-            place += 1
+                pres += 1
+            if sequence < row_oldest:
+                row_best, row_oldest = slot, sequence
 
     if best >= 0:
         bank = s[SLOT_BANK + best] & (BANKS - 1)

@@ -11,7 +11,7 @@ NEVER = 1 << 60
 BANKS, GROUPS, COMMANDS, SLOTS = 64, 64, 5, 64  # the most there may be; slots per queue
 
 # Facts about the memory.
-NUM_BANKS, NUM_GROUPS, PER_GROUP = 0, 1, 2
+NUM_BANKS, NUM_GROUPS, GROUP_SHIFT = 0, 1, 2  # a bank's group: bank >> shift
 ROOM = 3  # of the two queues
 HIGH, LOW = 5, 6
 REFI = 7  # 0: no refresh
@@ -25,6 +25,7 @@ SERVED, SERVED_OUTCOME = 25, 26  # of the last visit: number of the request, or 
 TRACED = 27  # commands recorded so far
 LAST_ACTS, ACT_NEXT = 28, 32  # the last four activations, and which is the oldest
 ACTS = 33
+WAITING_BANKS = 34  # of the two queues: for how many banks something waits
 
 MOST_RULES = 8  # that begin with one command
 RULE_COUNT = 64  # [before]
@@ -41,7 +42,9 @@ HIT = TAIL + 2 * BANKS  # [queue][bank]: oldest slot whose row is open, -1: none
 NEED = HIT + 2 * BANKS  # [queue][bank]: the command that its requests need next
 NEED_READY = NEED + 2 * BANKS  # [queue][bank]: from when on, as far as the bank alone decides; NEVER: nothing waits
 NEED_SLOT = NEED_READY + 2 * BANKS  # [queue][bank]: on behalf of which request
-SLOT_SEQUENCE = NEED_SLOT + 2 * BANKS  # [queue][slot]
+WAITING = NEED_SLOT + 2 * BANKS  # [queue][n]: those banks, in no order
+WAITING_AT = WAITING + 2 * BANKS  # [queue][bank]: the place of a bank among them
+SLOT_SEQUENCE = WAITING_AT + 2 * BANKS  # [queue][slot]
 SLOT_BANK = SLOT_SEQUENCE + 2 * SLOTS
 SLOT_ROW = SLOT_BANK + 2 * SLOTS
 SLOT_NEXT = SLOT_ROW + 2 * SLOTS  # the next younger of the same bank
@@ -57,7 +60,8 @@ _SCOPES = ("bank", "group", "channel")
 def new_state(memory: Memory, *, refresh: bool) -> Integers:
     """A controller with empty queues and closed banks at clock 0."""
     state = np.zeros(SIZE, np.int64)
-    state[NUM_BANKS], state[NUM_GROUPS], state[PER_GROUP] = memory.banks, memory.bank_groups, memory.banks_per_group
+    state[NUM_BANKS], state[NUM_GROUPS] = memory.banks, memory.bank_groups
+    state[GROUP_SHIFT] = memory.banks_per_group.bit_length() - 1
     state[ROOM], state[ROOM + 1] = memory.read_queue, memory.write_queue
     state[HIGH], state[LOW] = memory.write_high, memory.write_low
     state[REFI] = memory.tREFI if refresh else 0
