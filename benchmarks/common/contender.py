@@ -46,8 +46,17 @@ class Failed(Exception):
 class Contender:
     """``processes`` copies of a session that work together (one unless it is a group)."""
 
-    def __init__(self, name: str, factory: Factory, options: Mapping[str, Any], processes: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        factory: Factory,
+        options: Mapping[str, Any],
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``environment``: variables that the processes find at their start, when libraries read them."""
         self.name, self.processes = name, processes
+        self._environment = dict(environment or {})
         self._factory, self._options = factory, dict(options)
         self._workers: list[tuple[Any, Connection]] = []
         self.error: str | None = None
@@ -60,7 +69,14 @@ class Contender:
             ours, theirs = _SPAWN.Pipe()
             options = self._options | {"rank": rank, "size": self.processes, "port": port}
             worker = _SPAWN.Process(target=_serve, args=(theirs, self._factory, options), daemon=True)
+            before = {name: os.environ.get(name) for name in self._environment}
+            os.environ.update(self._environment)
             worker.start()
+            for variable, value in before.items():
+                if value is None:
+                    del os.environ[variable]
+                else:
+                    os.environ[variable] = value
             theirs.close()
             self._workers.append((worker, ours))
         answers = self._collect(timeout_seconds)

@@ -159,6 +159,8 @@ def actions_tracked(ledger: Ledger) -> Iterator[None]:
     plain: Callable[..., int] = PipelineProgram.run
 
     def tracked(self: PipelineProgram, action: Any, store: Any) -> int:
+        if action.kind == "U":  # what an optimizer needs for a moment is as large as the weights, and no activation
+            return plain(self, action, store)
         with Tracked(ledger, f"{action.kind}{action.subject}"):
             return plain(self, action, store)
 

@@ -20,6 +20,7 @@ from convoy.events.event import Event
 from convoy.models import build
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.sequential import Sequential
 
 BATCHES = 4  # different ones, in turns
@@ -126,13 +127,14 @@ class Limit(Loop):
 
 
 class ConvoySequential:
-    """``Sequential`` bound to the same objects."""
+    """``Sequential`` bound to the same objects, with ``strategy``'s fields."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         model = model_of(options)
         settings = Settings(threads=options["threads"], precision=options["precision"])
         loss = nn.functional.cross_entropy
-        self._step = Sequential().bind(model, loss, optimizer_of(model), settings=settings)
+        strategy = Sequential(**options.get("strategy", {}))
+        self._step = strategy.bind(model, loss, optimizer_of(model), settings=settings)
         self._data = batches_of(options)
         self._steps(options["warm_up"])
 
@@ -156,11 +158,7 @@ class ConvoyPipelined:
     def __init__(self, options: Mapping[str, Any]) -> None:
         model = model_of(options)
         self._events: list[Event] = []
-        settings = Settings(threads=options["threads"], precision=options["precision"])
-        strategy = Pipelined(**options["strategy"])
-        self._step = strategy.bind(
-            model, nn.functional.cross_entropy, optimizer_of(model), settings=settings, sink=self._events.append
-        )
+        self._step = self._bind(Pipelined(**options["strategy"]), model, options)
         self._data = batches_of(options)
         start = time.perf_counter()
         self._step(*self._data[0])
@@ -168,6 +166,11 @@ class ConvoyPipelined:
         for number in range(1, options["warm_up"]):
             self._step(*self._data[number % BATCHES])
         self._step.drain()
+
+    def _bind(self, strategy: Pipelined, model: nn.Module, options: Mapping[str, Any]) -> PipelinedStep:
+        settings = Settings(threads=options["threads"], precision=options["precision"])
+        loss, optimizer = nn.functional.cross_entropy, optimizer_of(model)
+        return strategy.bind(model, loss, optimizer, settings=settings, sink=self._events.append)
 
     def info(self) -> Mapping[str, Any]:
         plan = self._step.plan()

@@ -5,8 +5,9 @@
     python benchmarks/speed/run.py --model resnet56 --variant "half:clock=1f1b,accumulate=4" --modes one,two,convoy
     python benchmarks/speed/run.py --model resnet56 --batch 32 --busy-core --modes one,two,convoy,ddp
 
-Modes: one (PyTorch loop, one thread), two (PyTorch's own threads, as many as there are workers), limit (independent
-loops, one a core: what the hardware gives), sequential (convoy's, same threads), convoy (Pipelined, a worker a core),
+Modes: one (PyTorch loop, one thread), two (PyTorch's own threads, as many as there are workers; two-active and
+two-passive: with OMP_WAIT_POLICY set so), limit (independent loops, one a core: what the hardware gives), sequential
+(convoy's, same threads), tasks (Sequential(inner="tasks"), as many workers), convoy (Pipelined, a worker a core),
 ddp (a process a core), and the schedules of torch.distributed.pipelining on two processes, each with every number of
 --micro-batches: gpipe, 1f1b, interleaved-1f1b, looped-bfs, interleaved-zb, zbv, dualpipev. "peers" stands for
 gpipe,1f1b; "all-peers" for all seven.
@@ -28,7 +29,7 @@ from common.rounds import Noise, Rounds, finish, ratios, run_rounds, seconds, sh
 from contenders import ConvoyPipelined, ConvoySequential, DataParallel, Limit, Loop
 from synchronous import ONE_STAGE_A_PROCESS, SCHEDULES, BlockTimes, Synchronous, balanced
 
-PLAIN = ("one", "two", "limit", "sequential", "convoy", "ddp")
+PLAIN = ("one", "two", "two-active", "two-passive", "limit", "sequential", "tasks", "convoy", "ddp")
 
 
 def arguments() -> argparse.Namespace:
@@ -85,6 +86,11 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
             found.append(Contender("one", Loop, shared | {"threads": 1}))
         elif mode == "two":
             found.append(Contender("two", Loop, shared))
+        elif mode.startswith("two-"):
+            policy = {"OMP_WAIT_POLICY": mode.removeprefix("two-")}
+            found.append(Contender(mode, Loop, shared, environment=policy))
+        elif mode == "tasks":
+            found.append(Contender("tasks", ConvoySequential, shared | {"strategy": {"inner": "tasks"}}))
         elif mode == "limit":
             found.append(Contender("limit", Limit, shared | {"threads": 1}, options.stages))
         elif mode == "sequential":
