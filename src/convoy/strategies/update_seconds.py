@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -30,7 +31,7 @@ def update_seconds(
         copies.append(nn.Parameter(p.detach().clone()))
         copies[-1].grad = torch.zeros_like(copies[-1])
         copied += p.nbytes
-    step = _like(optimizer, copies)
+    step = like(optimizer, copies)
     seconds = []
     with intra_op_threads(threads):
         for _ in range(repeats + 1):
@@ -42,10 +43,12 @@ def update_seconds(
     return robust(seconds[1:]) * whole / copied
 
 
-def _like(optimizer: Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
+def like(optimizer: Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
+    """An optimizer of the same kind for other weights; SGD with momentum where it cannot be had."""
     if optimizer is not None:
         try:
-            return type(optimizer)(parameters, **optimizer.defaults)
+            taken = inspect.signature(type(optimizer)).parameters  # AdamW's defaults hold one of Adam's besides
+            return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if k in taken})
         except TypeError:  # an optimizer of the user's with a constructor of its own
             pass
     return SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4)

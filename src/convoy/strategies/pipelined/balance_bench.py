@@ -27,7 +27,7 @@ from convoy.strategies.batch import arguments, batch_size
 from convoy.strategies.pipelined.balance import ROUNDS, Balanced, Places, Trial, runnable, search, these_cuts
 from convoy.strategies.pipelined.balance_fit import Cuts
 from convoy.strategies.pipelined.parts import split_parts
-from convoy.strategies.update_seconds import update_seconds
+from convoy.strategies.update_seconds import like, update_seconds
 
 PROFILE_SECONDS = 6.0
 """Time for measuring the nodes one by one."""
@@ -96,6 +96,13 @@ class Bench:
                 self._updates[threads] = update_seconds(weights, self._optimizer, threads=threads)
         return self._updates[threads]
 
+    def idle_optimizer(self) -> Optimizer:
+        """One like the user's for the weights of ``scratch``, at a learning rate of 0."""
+        made = like(self._optimizer, [p for p in self.scratch.program.parameters() if p.requires_grad])
+        for group in made.param_groups:
+            group["lr"] = 0.0
+        return made
+
     def updates(self, threads: int) -> list[float]:
         """The same by node: in proportion to the bytes of its weights."""
         sizes = [sum(self._trained.get(name, 0) for name in node.parameters) for node in self.graph.nodes]
@@ -112,7 +119,7 @@ class Bench:
         def run(candidates: Sequence[Cuts], seconds: float) -> Sequence[Sequence[Round]]:
             with interruptible():
                 made = [
-                    runnable(split(self._scratch, cuts), values, y, self._loss, self.settings) for cuts in candidates
+                    runnable(split(self.scratch, cuts), values, y, self._loss, self.settings) for cuts in candidates
                 ]
                 together = len(made[0]) > 1
                 measured = stage_rounds(
@@ -160,7 +167,8 @@ class Bench:
         return self._whole[key]
 
     @cached_property
-    def _scratch(self) -> Graph:
+    def scratch(self) -> Graph:
+        """The graph with weights and estimates of its own, to run and to train."""
         return replace(self.graph, program=copy.deepcopy(self.graph.program))
 
     @cached_property

@@ -20,9 +20,10 @@ from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import arguments
 from convoy.strategies.pipelined.auto import choose, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
-from convoy.strategies.pipelined.describe import Forecast, describe
+from convoy.strategies.pipelined.describe import Forecast, advice, describe
 from convoy.strategies.pipelined.loss import inexact_mean
 from convoy.strategies.pipelined.plan import PipelinePlan
+from convoy.strategies.pipelined.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
@@ -149,6 +150,10 @@ def plan_on(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | N
         profile, forecast = None, None
     segments = split(bench.graph, cuts)
     plan = describe(strategy, bench.graph, cuts, segments, threads, bench.samples, forecast)
+    made = Planned(plan, bench.graph, segments, bench.inputs, strategy, profile, kept_in, tuple(cuts))
+    if (seconds := rehearse(bench, made, loss)) is not None:
+        plan = replace(plan, step_seconds=seconds)
+        plan = replace(plan, advice=advice(plan))
     inexact = inexact_mean(loss) if strategy.accumulate > 1 else None
     if inexact is not None:
         note = f"with {inexact} the mean over micro-batches is not exactly the mean over the mini-batch"
@@ -158,7 +163,7 @@ def plan_on(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | N
     if settings.max_memory is not None:
         _check_memory(plan, settings.max_memory)
     _check_staleness(plan, strategy.max_staleness)
-    return Planned(plan, bench.graph, segments, bench.inputs, strategy, profile, kept_in, tuple(cuts))
+    return replace(made, plan=plan)
 
 
 def _check_staleness(plan: PipelinePlan, limit: float | None) -> None:

@@ -206,13 +206,13 @@ class PipelinedStep:
         asked = self._strategy
         planned = plan_pipeline(asked, self._model, self._loss, x, y, self._settings, self._optimizer)
         self._strategy = planned.strategy
-        self._install(planned)
+        self.install(planned)
         if asked.stages == "auto" and self._sink is not None:
             chosen = {name: getattr(planned.strategy, name) for name in ("stages", *CHOSEN)}
             data = {"cause": "timing", "cuts": list(planned.plan.cuts), **chosen}
             self._sink(Event("decision", "auto", batch=self._next, data=data))
 
-    def _install(self, planned: Planned) -> None:
+    def install(self, planned: Planned) -> None:
         """Stages, schedule and workers for a plan, from the version the weights have now."""
         self._planned = planned
         plan, segments = planned.plan, planned.segments
@@ -268,7 +268,7 @@ class PipelinedStep:
         if self._engine is None or self._pending:
             raise InternalError("a pipeline is cut anew right after a drain")
         self._engine.close()
-        self._install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
+        self.install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
 
     def measured(self) -> PipelinePlan | None:
         """The plan with measured times, of the last stretch that was long enough; None before there is one."""
