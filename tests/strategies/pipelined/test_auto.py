@@ -133,6 +133,7 @@ def chosen_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("convoy.strategies.pipelined.planner.choose", choice)
     monkeypatch.setattr("convoy.strategies.pipelined.balance_bench.TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr("convoy.strategies.pipelined.rehearsal.LONGEST_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("chosen_is")

@@ -82,6 +82,18 @@ def test_the_advice_follows_the_rehearsal(monkeypatch):
     assert plan.step_seconds == 123.0 and plan.advice is not None and plan.advice.endswith("train sequentially")
 
 
+def test_what_is_chosen_automatically_gives_way_to_no_pipeline(monkeypatch):
+    bench = _bench(_model())
+    chosen = Pipelined(stages=2), "chosen from 5 possibilities"
+    monkeypatch.setattr(planner, "choose", lambda *_: chosen)
+    monkeypatch.setattr(planner, "rehearse", lambda *_: 123.0)
+    planned = plan_on(bench, Pipelined(stages="auto"), nn.CrossEntropyLoss())
+    assert len(planned.plan.stages) == 1 and planned.strategy.stages == 1
+    assert "rehearsed, it took 123000.0 ms" in planned.plan.notes[-1] and "no pipeline" in planned.plan.notes[-1]
+    monkeypatch.setattr(planner, "rehearse", lambda *_: 1e-9)
+    assert len(plan_on(bench, Pipelined(stages="auto"), nn.CrossEntropyLoss()).plan.stages) == 2
+
+
 @pytest.mark.parametrize("why", ["long", "one stage", "other engine", "no forecast"])
 def test_what_is_not_rehearsed(why, monkeypatch):
     bench = _bench(_model())

@@ -18,7 +18,7 @@ from convoy.graph.split import Segment, allowed_cuts, cut_after_layer, cut_at_mo
 from convoy.schedule.plan import megabytes
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import arguments
-from convoy.strategies.pipelined.auto import choose, workers_at_hand
+from convoy.strategies.pipelined.auto import CLOSE, choose, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.describe import Forecast, advice, describe
 from convoy.strategies.pipelined.loss import inexact_mean
@@ -154,6 +154,11 @@ def plan_on(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | N
     if (seconds := rehearse(bench, made, loss)) is not None:
         plan = replace(plan, step_seconds=seconds)
         plan = replace(plan, advice=advice(plan))
+        if reason is not None and bench.whole(total) <= seconds * (1.0 + CLOSE):
+            told = f"{reason}; rehearsed, it took {seconds * 1e3:.1f} ms, and no pipeline takes "
+            without = plan_on(bench, replace(strategy, stages=1), loss)
+            note = f"{told}{bench.whole(total) * 1e3:.1f} ms: chosen was no pipeline"
+            return replace(without, plan=replace(without.plan, notes=(*without.plan.notes, note)))
     inexact = inexact_mean(loss) if strategy.accumulate > 1 else None
     if inexact is not None:
         note = f"with {inexact} the mean over micro-batches is not exactly the mean over the mini-batch"
