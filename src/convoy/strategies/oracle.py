@@ -19,11 +19,13 @@ from convoy.events.event import Event, Sink
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.batch import split_batch
+from convoy.strategies.bilayered import BiLayered
+from convoy.strategies.bilayered.replay import replay
 from convoy.strategies.concurrent import Concurrent
 from convoy.strategies.hybrid import Hybrid, HybridStep
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.step import PipelinedStep
-from convoy.strategies.record import Record, Recorded
+from convoy.strategies.record import Record, Recorded, as_event
 from convoy.strategies.sequential import Sequential
 from convoy.strategies.speculative import Speculative
 from convoy.strategies.switching import Stall, SwitchRule
@@ -32,8 +34,8 @@ from convoy.strategies.switching import Stall, SwitchRule
 @dataclass(frozen=True, slots=True)
 class OracleRun:
     """``losses``: one a mini-batch. ``decisions``: what was carried out, in order. ``plan``: the strategy's.
-    ``first_difference``: the first mini-batch whose recorded loss is another one; None where all agree or none was
-    recorded."""
+    ``first_difference``: the first mini-batch (of bilayered: version) whose recorded loss is another one; None where
+    all agree or none was recorded."""
 
     losses: tuple[float, ...]
     decisions: tuple[Decision, ...]
@@ -51,9 +53,11 @@ def inline(strategy: Strategy) -> Strategy:
         return replace(strategy, first=inline(strategy.first), then=inline(strategy.then))
     if isinstance(strategy, Sequential):
         return strategy
+    if isinstance(strategy, BiLayered):
+        return replace(strategy, engine="inline", address=None, insecure=False)
     raise OptionError(
         f"strategy {strategy.name} has no oracle",
-        hint="sequential, pipelined, speculative, concurrent and hybrid have one",
+        hint="sequential, pipelined, speculative, concurrent, bilayered and hybrid have one",
     )
 
 
@@ -67,6 +71,8 @@ def oracle(
     settings: Settings | None = None,
     events: Iterable[Recorded] | None = None,
     sink: Sink | None = None,
+    scheduler: Any = None,
+    per_step: bool = False,
 ) -> OracleRun:
     """Train ``model`` on ``batches`` under ``strategy`` in one thread.
 
@@ -74,9 +80,21 @@ def oracle(
     switches and cuts as the run did. From equal objects, settings and batches it ends with the same bits.
     ``batches`` yields what a loader yields; a generator may step a scheduler after each batch that it yields.
 
+    ``BiLayered`` orders the samples itself: ``batches`` is the loader of its run then, of which ``events`` are needed,
+    and a ``scheduler`` is stepped as the Trainer does, after each epoch or ``per_step``.
+
     Raises OptionError where strategy or settings cannot be those of the record, InternalError where a decision made
     from data comes out otherwise.
     """
+    if isinstance(strategy, BiLayered):
+        return _arrivals(
+            model, loss, optimizer, strategy, batches, settings, events, sink, scheduler=scheduler, per_step=per_step
+        )
+    if scheduler is not None:
+        raise OptionError(
+            f"strategy {strategy.name} is handed batches one by one, and a scheduler is given",
+            hint="let batches be a generator that steps the scheduler after each batch that it yields",
+        )
     record = Record() if events is None else Record.of(events)
     repeated = _repeating(strategy, record, recorded=events is not None)
     decisions: list[Decision] = []
@@ -111,6 +129,52 @@ def oracle(
         plan = step.plan()
     differing = (n for n, value in enumerate(losses) if n in record.losses and record.losses[n] != value)
     return OracleRun(tuple(losses), tuple(decisions), plan, next(differing, None))
+
+
+def _arrivals(
+    model: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    strategy: BiLayered,
+    data: Any,
+    settings: Settings | None,
+    events: Iterable[Recorded] | None,
+    sink: Sink | None,
+    **schedule: Any,
+) -> OracleRun:
+    """What the nodes of a recorded run pushed, in the order in which its server heard it."""
+    if events is None:
+        raise OptionError(
+            "the oracle of bilayered needs the order in which pushes arrived, and no events are given",
+            hint="pass the events of the run, or train with BiLayered(engine='inline')",
+        )
+    rows = [as_event(item) for item in events]
+    goals = [e.data["passes"] for e in rows if e.name == "arrival" and e.data.get("message") == "goal"]
+    decisions: list[Decision] = []
+
+    def watch(event: Event) -> None:
+        if event.kind == "decision":
+            decisions.append(Decision(event.name, event.batch, event.data.get("cause", "user"), event.data))
+        if sink is not None:
+            sink(event)
+
+    made = replay(
+        model,
+        loss,
+        optimizer,
+        replace(strategy, engine="inline", address=None, insecure=False),
+        data,
+        rows,
+        epochs=max(goals, default=1),
+        settings=settings,
+        sink=watch,
+        **schedule,
+    )
+    told = Record.of(rows).losses
+    differing = [n for n, value in enumerate(made.losses) if n in told and told[n] != value]
+    if made.first_difference is not None:
+        differing.append(made.first_difference - 1)
+    return OracleRun(made.losses, tuple(decisions), made.plan, min(differing, default=None))
 
 
 def _compare_computed(event: Event, record: Record) -> None:

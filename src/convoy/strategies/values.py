@@ -21,6 +21,12 @@ def whole_number(name: str, value: object, hint: str) -> int:
     return int(value)
 
 
+def check_switch(name: str, value: object, choices: Sequence[object] = (True, False)) -> None:
+    """``value`` is one of ``choices`` itself: of True and False, perhaps None. No text such as "yes", and no number."""
+    if not any(value is choice for choice in choices):
+        raise OptionError(f"{name} is {value!r}", hint=f"give {' or '.join(map(str, choices))}")
+
+
 def size_in_bytes(name: str, value: object, hint: str) -> int:
     """A number of bytes, or a size such as "256MB" (10**6 bytes), as bytes: at least 1."""
     found = parsed_size(value)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
+from convoy import oracle
 from convoy.data.user import as_loader
-from convoy.errors import CheckpointError, DataError, Diverged, OptionError
+from convoy.errors import CheckpointError, ConvoyError, DataError, Diverged, OptionError
 from convoy.strategies.base import Settings, Turn
 from convoy.strategies.bilayered import BiLayered
 from convoy.strategies.bilayered.checks import check
@@ -210,16 +211,7 @@ def test_the_log_of_arrivals_replays_to_the_same_bits(parts: Any, same: Any) -> 
         losses.append(float(step(Turn(), None).loss))
     step.drain()
     again = parts()
-    repeated = replay(
-        again.model,
-        nn.CrossEntropyLoss(),
-        again.optimizer,
-        strategy,
-        data(120),
-        events,
-        epochs=4,
-        settings=Settings(seed=3, threads=1),
-    )
+    repeated = replayed(again, strategy, events)
     same(made, again)
     assert repeated.losses == tuple(losses)
     assert repeated.first_difference is None
@@ -231,6 +223,10 @@ def replayed_with_another_seed(made: Any, strategy: BiLayered, events: Any) -> A
     with torch.no_grad():
         for parameter in made.model.parameters():
             parameter.add_(torch.randn_like(parameter))
+    return replayed(made, strategy, events)
+
+
+def replayed(made: Any, strategy: BiLayered, events: Any) -> Any:
     return replay(
         made.model,
         nn.CrossEntropyLoss(),
@@ -241,6 +237,48 @@ def replayed_with_another_seed(made: Any, strategy: BiLayered, events: Any) -> A
         epochs=4,
         settings=Settings(seed=3, threads=1),
     )
+
+
+@pytest.mark.parametrize("strategy", [BiLayered(nodes=3, round=2), BiLayered(nodes=(2, 1), update="sgwu", batches=2)])
+def test_the_oracle_repeats_a_run_from_its_events(run: Any, same: Any, strategy: Any) -> None:
+    """Also the rows of a run that the Trainer made, with a schedule per mini-batch; another rate is another run."""
+    first = run(strategy, settings=SETTINGS)
+    first.train = data(150)
+    first.fit(epochs=4)
+
+    def again(events: Any, rate: float | None = None) -> Any:
+        made = run(strategy, settings=SETTINGS)
+        if rate is not None:
+            made.optimizer.param_groups[0]["lr"] = rate
+        options = {"scheduler": made.scheduler, "per_step": True, "settings": SETTINGS}
+        return made, oracle(
+            made.model, nn.CrossEntropyLoss(), made.optimizer, strategy, data(150), events=events, **options
+        )
+
+    made, repeated = again(first.events)
+    same(made, first)
+    assert repeated.first_difference is None
+    assert list(repeated.losses) == [event.data["loss"] for event in first.events if event.kind == "step"]
+    assert repeated.plan.to_dict() == next(event.data for event in first.events if event.kind == "plan")
+    assert {"arrival", "merge", "allocation"} <= {decision.name for decision in repeated.decisions}
+    assert again(first.events, rate=1e-6)[1].first_difference == 0
+    for options, message in (({}, "needs the order"), ({"events": []}, "no arrivals")):
+        with pytest.raises(ConvoyError, match=message):
+            oracle(made.model, nn.CrossEntropyLoss(), made.optimizer, strategy, data(150), **options)
+
+
+def test_a_slow_node_is_named_once(parts: Any) -> None:
+    events: list[Any] = []
+    script = Script((0.001, 0.0021))
+    step = bound(BiLayered(nodes=2, allocation="even", round=2), parts(), data(96), script=script, sink=events.append)
+    for epoch in range(3):
+        while step.merged() < (epoch + 1) * 96:
+            step(Turn(), None)
+        step.end_epoch()
+    told = [event.data for event in events if event.kind == "warning"]
+    assert [row["node"] for row in told] == [1]
+    assert told[0]["message"].startswith("node 1 needs 2.1 times the seconds that its nominal speed promises")
+    assert "idpa-mended" in told[0]["message"]
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -264,6 +302,11 @@ def test_weights_that_are_not_finite_end_the_run(parts: Any) -> None:
     with pytest.raises(Diverged, match="not finite 3 times in a row"):
         for _ in range(20):
             step(Turn(), None)
+
+
+def test_more_nodes_than_samples_are_refused(parts: Any) -> None:
+    with pytest.raises(OptionError, match="nodes is 71, and there are 70 samples"):
+        bound(BiLayered(nodes=71), parts(), data())
 
 
 @pytest.mark.parametrize(

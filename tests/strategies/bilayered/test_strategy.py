@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,11 +20,30 @@ from convoy.strategies.registry import make_strategy
     ("fields", "message"),
     [
         ({"nodes": 0}, "nodes is 0"),
+        ({"nodes": "two"}, "nodes is 'two'"),
+        ({"nodes": 2.5}, "nodes is 2.5"),
+        ({"nodes": None}, "nodes is None"),
+        ({"nodes": True}, "nodes is True"),
+        ({"nodes": 5000}, "nodes is 5000, and one parameter server serves 256 at most"),
+        ({"nodes": [1] * 257}, "nodes has 257 speeds"),
         ({"nodes": (1, 0)}, r"nodes is \[1, 0\]"),
+        ({"nodes": ()}, r"nodes is \[\]"),
+        ({"nodes": ("2", "1")}, r"nodes is \['2', '1'\]"),
+        ({"nodes": (1, float("nan"))}, r"nodes is \[1, nan\]"),
+        ({"nodes": (1e-300, 1)}, "over 1000 times as fast as another"),
         ({"update": "agvu"}, "update is 'agvu'"),
         ({"allocation": "odd"}, "allocation is 'odd'"),
+        ({"update": None}, "update is None"),
         ({"batches": 0}, "batches is 0"),
+        ({"batches": "x"}, "batches is 'x'"),
+        ({"batches": True}, "batches is True"),
         ({"round": 0}, "round is 0"),
+        ({"round": 1.5}, "round is 1.5"),
+        ({"round": None}, "round is None"),
+        ({"quality": "yes"}, "quality is 'yes'"),
+        ({"quality": 1}, "quality is 1"),
+        ({"insecure": "no", "engine": "ray"}, "insecure is 'no'"),
+        ({"address": 6379, "engine": "ray"}, "address is 6379"),
         ({"round": "epoch"}, "round is 'epoch'"),
         ({"deltas": "int8"}, "deltas is 'int8'"),
         ({"inner": "half"}, "inner is 'half'"),
@@ -41,7 +61,8 @@ def test_values_that_make_no_sense(fields: dict[str, Any], message: str) -> None
 
 def test_what_follows_from_the_fields() -> None:
     assert BiLayered(nodes=3).speeds == (1, 1, 1)
-    assert BiLayered(nodes=[2, 1]).speeds == (2, 1)
+    assert BiLayered(nodes=[2, 1]).speeds == BiLayered(nodes=np.array([2, 1])).speeds == (2, 1)
+    assert BiLayered(nodes=np.int64(2), batches=np.int64(2), round=np.int64(3)) == BiLayered(batches=2, round=3)
     assert BiLayered(update="sgwu").measures_quality
     assert not BiLayered(update="sgwu-mended").measures_quality
     assert BiLayered(update="agwu-mended", quality=True).measures_quality

@@ -17,8 +17,10 @@ A push is merged if it answers the node's lease: same incarnation, same sequence
 
 from __future__ import annotations
 
+import math
+
 from convoy.strategies.bilayered.draft import Draft
-from convoy.strategies.bilayered.estimate import limit_seconds
+from convoy.strategies.bilayered.estimate import limit_seconds, seconds_per_sample
 from convoy.strategies.bilayered.ledger import Segment, Slice, tidy
 from convoy.strategies.bilayered.messages import (
     Acknowledge,
@@ -41,6 +43,9 @@ from convoy.strategies.bilayered.rules.agwu_mended import agwu_mended, is_stale
 from convoy.strategies.bilayered.rules.sgwu import sgwu
 from convoy.strategies.bilayered.rules.sgwu_mended import sgwu_mended
 from convoy.strategies.bilayered.state import Lease, NodeState, Received, State
+
+SHORTEST = 4
+"""Mini-batches of a round that is short only because the end is near."""
 
 
 def step(state: State, message: Message) -> tuple[State, tuple[Effect, ...]]:
@@ -178,6 +183,7 @@ def _lease(draft: Draft, node: int) -> None:
     state, rules = draft.nodes[node], draft.rules
     first, *rest = state.todo
     size = first.size if rules.round is None else min(first.size, _round(draft, node) * rules.batch_size)
+    size = min(size, _before_the_end(draft, node, size))
     piece = Slice(first.job, first.start, first.start + size)
     if size < first.size:
         rest.insert(0, Slice(first.job, first.start + size, first.stop))
@@ -204,6 +210,22 @@ def _round(draft: Draft, node: int) -> int:
         if own and sum(sizes):
             count = max(1, round(count * len(sizes) * own / sum(sizes)))
     return count
+
+
+def _before_the_end(draft: Draft, node: int, size: int) -> int:
+    """At most so many samples for a round of ``size``. Mended, without a barrier: half of what the node will still do,
+    by its speed, so that rounds get shorter towards the end of a run and all nodes end together (guided
+    self-scheduling, Polychronopoulos and Kuck 1987); but not so short that pushes cost more than waiting."""
+    rules, live = draft.rules, draft.live
+    if rules.synchronous or not rules.mended or len(live) < 2:
+        return size
+    leases = [lease for j in live if (lease := draft.nodes[j].lease) is not None]
+    rest = draft.state.total - draft.state.accepted - sum(lease.piece.size for lease in leases)
+    if rest > 4 * size * len(live):  # the end is far
+        return size
+    rates = seconds_per_sample(draft.nodes, live, draft.now)
+    share = 1 / (rates[node] * math.fsum(1 / rate for rate in rates.values()))
+    return max(SHORTEST, math.ceil(rest * share / 2 / rules.batch_size)) * rules.batch_size
 
 
 def _grant(draft: Draft, node: int) -> None:
@@ -269,6 +291,7 @@ def _push(draft: Draft, push: Push) -> None:
         lag=lag,
         quality=push.quality,
         worked=known.worked + push.seconds,
+        waited=known.waited + max(0.0, draft.now - lease.at - push.seconds),  # for the lease, and to be heard
         rounds=(*known.rounds, (size, push.seconds))[-8:],
         pass_samples=known.pass_samples + size,
         pass_seconds=known.pass_seconds + push.seconds,

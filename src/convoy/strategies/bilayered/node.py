@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,6 +26,9 @@ from convoy.strategies.bilayered.parcel import Parcel, seal
 from convoy.strategies.bilayered.samples import Samples
 from convoy.strategies.scoring import count_correct
 from convoy.strategies.sequential import Sequential
+
+PROBE_SECONDS = 0.3
+_PROBE_MOST = 1000  # mini-batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,8 @@ class Node:
         self.index, self.model, self.optimizer = index, model, optimizer
         self.layout: Layout = tensors.layout_of(model)
         self._samples, self._form, self._clock = samples, form, clock
-        self._step = Sequential(inner).bind(model, loss, optimizer, settings=settings)
+        self._plain, self._loss, self._settings = Sequential(inner), loss, settings
+        self._step = self._plain.bind(model, loss, optimizer, settings=settings)
         self._sent: tuple[tuple[int, int], Flat, Flat] | None = None  # until the next lease: it may be asked for again
 
     def work(self, lease: Lease, weights: Flat) -> tuple[Push, Report, Parcel]:
@@ -98,27 +106,45 @@ class Node:
         self._step.restore({"batch": grant.step, "version": grant.step})
         loss_sum, correct, count = 0.0, 0, 0
         classified = True
-        fetched = self._samples.fetch(batches, grant.number)
         try:
-            for (x, y), groups in zip(fetched, rows, strict=False):
-                apply(self.optimizer, groups)
-                result = self._step(x, y)
-                assert result is not None
-                size = batch_size(x)
-                loss_sum += float(result.loss) * size
-                right = count_correct(result.output, result.target) if classified else None
-                classified, correct, count = right is not None, correct + (right or 0), count + size
+            with _closing(self._samples.fetch(batches, grant.number)) as fetched:
+                for (x, y), groups in zip(fetched, rows, strict=False):
+                    apply(self.optimizer, groups)
+                    result = self._step(x, y)
+                    assert result is not None
+                    size = batch_size(x)
+                    loss_sum += float(result.loss) * size
+                    right = count_correct(result.output, result.target) if classified else None
+                    classified, correct, count = right is not None, correct + (right or 0), count + size
         finally:
             apply(self.optimizer, before)
-            close = getattr(fetched, "close", None)
-            if close is not None:
-                close()
         trained = tensors.read(self.model, self.layout)
         self._sent = ((grant.incarnation, grant.sequence), trained, weights)
         seconds = self._clock() - began
         report = Report(loss_sum, correct if classified else None, count, len(batches), seconds)
         push = Push(self.index, grant.incarnation, grant.sequence, seconds)
         return push, report, seal(self._form, trained, weights)
+
+    def probe(self, seconds: float = PROBE_SECONDS) -> float:
+        """Samples a second in training, data included: measured for so long, and two mini-batches at least, on a copy.
+        Nothing of the node changes, and no random number is drawn from what it has."""
+        model, optimizer = copy.deepcopy((self.model, self.optimizer))
+        places = np.arange(min(self._samples.batch_size, self._samples.count))
+        began = ended = self._clock()
+        done = -1  # the first one warms up
+        with (
+            torch.random.fork_rng(devices=[]),
+            self._plain.bind(model, self._loss, optimizer, settings=self._settings) as step,
+            _closing(self._samples.fetch([places] * _PROBE_MOST, 1)) as fetched,
+        ):
+            for x, y in fetched:
+                step(x, y)
+                done, ended = done + 1, self._clock()
+                if done == 0:
+                    began = ended
+                elif done > 1 and ended - began >= seconds:
+                    break
+        return done * len(places) / max(ended - began, 1e-9)
 
     def again(self, incarnation: int, sequence: int) -> Parcel:
         """The last parcel as a delta, for a server that has forgotten the version it began with."""
@@ -134,3 +160,14 @@ class Node:
 
     def close(self) -> None:
         self._step.close()
+
+
+@contextmanager
+def _closing(fetched: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Ends the thread that reads ahead, where there is one."""
+    try:
+        yield fetched
+    finally:
+        close = getattr(fetched, "close", None)
+        if close is not None:
+            close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from convoy.strategies.bilayered.estimate import measured, shares
 from convoy.strategies.bilayered.state import State
 
 SLOW = 1.5
-"""A node that needs so many times the seconds its nominal speed promises, beside the others, is named slow."""
+"""A node that needs so many times the seconds that its nominal speed promises is named slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,28 @@ class BiLayeredPlan:
         return asdict(self)
 
 
-def node_rows(state: State) -> list[dict[str, Any]]:
-    """How each node stands: plain values for events."""
-    parts = shares(state)
+def slowness(state: State, speeds: Sequence[float]) -> dict[int, float]:
+    """By live node with at least two rounds, the seconds that it needs now over those that its nominal speed promises.
+
+    What a nominal speed of 1 comes to, the lower median of the nodes says: of two it is the one that keeps its promise
+    better.
+    """
     paces = {
-        j: node.speed * node.worked / node.samples for j, node in enumerate(state.nodes) if node.live and node.samples
+        j: speeds[j] * median([seconds / samples for samples, seconds in node.rounds])
+        for j, node in enumerate(state.nodes)
+        if node.live and len(node.rounds) > 1
     }
-    usual = median(paces.values()) if paces else 0.0
+    usual = median_low(paces.values()) if paces else 0.0
+    return {j: pace / usual for j, pace in paces.items()} if usual > 0 else {}
+
+
+def node_rows(state: State, speeds: Sequence[float]) -> list[dict[str, Any]]:
+    """How each node stands beside its nominal speed: plain values for events."""
+    parts, factors = shares(state), slowness(state, speeds)
     rows = []
     for j, node in enumerate(state.nodes):
         recent = measured(node)[-1] if measured(node) else None
-        slow = j in paces and paces[j] > SLOW * usual
+        slow = factors.get(j, 1.0) > SLOW
         time = node.worked + node.waited
         rows.append(
             {

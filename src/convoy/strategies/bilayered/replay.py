@@ -5,6 +5,7 @@ Which push came when was timing, and is taken from the record; factors follow fr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from convoy.errors import InputError
 from convoy.events.event import Event, Sink
 from convoy.strategies.base import Loss, Settings, Turn
 from convoy.strategies.bilayered.messages import Message, from_row
+from convoy.strategies.bilayered.plan import BiLayeredPlan
 from convoy.strategies.bilayered.step import BiLayeredStep
 from convoy.strategies.bilayered.strategy import BiLayered
 from convoy.strategies.record import Recorded, as_event
@@ -24,11 +26,12 @@ from convoy.strategies.record import Recorded, as_event
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """``versions`` made; ``losses`` of each; ``first_difference``: the first version that came about otherwise than it
-    was recorded (other pushes or factors), None where none did."""
+    was recorded (other pushes or factors), None where none did. ``plan``: what was decided before it began."""
 
     versions: int
     losses: tuple[float, ...]
     first_difference: int | None
+    plan: BiLayeredPlan | None = None
 
 
 def replay(
@@ -82,13 +85,19 @@ def replay(
             losses.append(float(result.loss))
             if scheduler is not None and per_step:
                 for _ in range(result.steps):
-                    scheduler.step()
+                    _advance(scheduler)
             while step.merged() >= (epoch + 1) * step.samples:
                 epoch += 1
                 if scheduler is not None and not per_step:
-                    scheduler.step()
+                    _advance(scheduler)
     differing = (n for n, (a, b) in enumerate(zip(made, merges, strict=True), 1) if a != b)
-    return Replayed(len(made), tuple(losses), next(differing, None))
+    return Replayed(len(made), tuple(losses), next(differing, None), step.plan())
+
+
+def _advance(scheduler: Any) -> None:
+    with warnings.catch_warnings():  # the first updates may have been made by another node's optimizer
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+        scheduler.step()
 
 
 def _recorded(events: Iterable[Recorded]) -> tuple[list[Message], list[Any]]:

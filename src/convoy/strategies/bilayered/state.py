@@ -53,7 +53,8 @@ class Lease:
 class NodeState:
     """A node. ``sequence``: its last push that was merged or refused. ``number``: its local pass. ``todo``: slices that
     it is to train before its next pass. ``passes``, ``rounds``: (samples, seconds) of the last ones. ``idle_at``: since
-    when it waits. The rest counts for people: samples merged, seconds worked and waited, lag of the last push."""
+    when it waits. The rest counts for people: samples merged, seconds worked and waited (without a lease, for it to
+    arrive, or for its push to be heard), lag of the last push."""
 
     live: bool = False
     incarnation: int = -1

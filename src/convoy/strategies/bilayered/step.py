@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convoy.data.keys import key
-from convoy.errors import CheckpointError, Diverged, InternalError, RunError
+from convoy.errors import CheckpointError, Diverged, InternalError, OptionError, RunError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.strategies.base import Loss, Settings, StepResult, Turn, TurnResult
 from convoy.strategies.batch import prepare_model
@@ -30,7 +30,7 @@ from convoy.strategies.bilayered.layout import Flat, Layout
 from convoy.strategies.bilayered.messages import Effect, Goal, Grant, Join, Merge, Message, Note, Push, Refuse, to_row
 from convoy.strategies.bilayered.node import Lease, Node, Report
 from convoy.strategies.bilayered.parcel import Parcel
-from convoy.strategies.bilayered.plan import BiLayeredPlan, node_rows
+from convoy.strategies.bilayered.plan import SLOW, BiLayeredPlan, node_rows, slowness
 from convoy.strategies.bilayered.quality import HeldOut
 from convoy.strategies.bilayered.samples import samples_of
 from convoy.strategies.bilayered.server import Server
@@ -73,6 +73,11 @@ class BiLayeredStep:
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._passes = settings, sink, passes
         self._samples = samples_of(data, seed=settings.seed, held_out=strategy.measures_quality)
+        if len(strategy.speeds) > self._samples.size:
+            raise OptionError(
+                f"nodes is {len(strategy.speeds)}, and there are {self._samples.size} samples to train on",
+                hint="take fewer nodes: each needs some mini-batches of its own to be of use",
+            )
         self._course = Course(optimizer, scheduler, per_step=per_step)
         self._script = script or Script(tuple(1e-3 / speed for speed in strategy.speeds), speeds=strategy.speeds)
         self._cluster = Cluster(self._script)
@@ -85,6 +90,7 @@ class BiLayeredStep:
         self._leases: dict[int, Lease] = {}  # the same with hyper-parameters, from the next turn on
         self._reports: dict[tuple[int, int, int], Report] = {}  # of pushes that are not merged yet
         self._bad = [0] * len(strategy.speeds)
+        self._named: set[int] = set()  # nodes that the user was told are slow
         self._plan: BiLayeredPlan | None = None
         self._written = -1  # the version that the user's module holds
 
@@ -114,7 +120,7 @@ class BiLayeredStep:
     def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
         if self._server is not None:
             check(self._server.state)
-            self._report("nodes", "nodes", {"nodes": node_rows(self._server.state)})
+            self._tell_nodes(self._server.state)
 
     def drain(self) -> list[StepResult]:
         """Put the newest weights into the user's module. Rounds under way stay so: they have no effect yet."""
@@ -386,6 +392,24 @@ class BiLayeredStep:
             steps=steps,
             measures={"nodes": [part.node for part in merge.parts], "version": merge.version},
         )
+
+    def _tell_nodes(self, state: State) -> None:
+        """The table of the nodes; who is slow is named once."""
+        speeds = self._strategy.speeds
+        self._report("nodes", "nodes", {"nodes": node_rows(state, speeds)})
+        for j, factor in slowness(state, speeds).items():
+            if factor > SLOW and j not in self._named:
+                self._named.add(j)
+                self._report("warning", "slow node", {"node": j, "message": self._slow(j, factor)})
+
+    def _slow(self, node: int, factor: float) -> str:
+        mended = self._strategy.allocation == "idpa-mended"
+        does = "it gets fewer samples" if mended else "allocation='idpa-mended' would give it fewer samples"
+        told = f"{self._called(node)} needs {factor:.1f} times the seconds that its nominal speed promises"
+        return f"{told}; {does}. See what else runs there"
+
+    def _called(self, node: int) -> str:
+        return f"node {node}"
 
     def _report(
         self,

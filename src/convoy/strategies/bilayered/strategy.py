@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convoy.errors import OptionError
 from convoy.strategies.base import DataStep, DataStrategy, Loss, Settings
 from convoy.strategies.bilayered.state import ALLOCATIONS, DELTAS, UPDATES
+from convoy.strategies.values import check_one_of, check_switch, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,10 @@ ENGINES = ("auto", "inline", "ray")
 INNER = ("whole", "tasks")
 PUBLISHED = ("agwu", "sgwu")
 """Updates whose formula needs the measured accuracy."""
+MOST_NODES = 256
+"""So many were simulated; one parameter server is the bottleneck long before."""
+WIDEST = 1000.0
+"""A node that is so many times slower than another would hold no samples to speak of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +59,7 @@ class BiLayered(DataStrategy):
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.nodes, bool) or (isinstance(self.nodes, int) and self.nodes < 1):
-            raise OptionError(f"nodes is {self.nodes}", hint="give how many there are, such as 3")
-        if not isinstance(self.nodes, int):
-            speeds = tuple(float(speed) for speed in self.nodes)
-            if not speeds or any(not 0 < speed < float("inf") for speed in speeds):
-                raise OptionError(
-                    f"nodes is {list(self.nodes)}, and nominal speeds are numbers greater than 0",
-                    hint="for example nodes=(2, 1, 1), or nodes=3 for equal ones",
-                )
-            object.__setattr__(self, "nodes", speeds)
+        object.__setattr__(self, "nodes", _nodes(self.nodes))
         for name, choices in (
             ("update", UPDATES),
             ("allocation", ALLOCATIONS),
@@ -70,14 +67,17 @@ class BiLayered(DataStrategy):
             ("inner", INNER),
             ("engine", ENGINES),
         ):
-            if getattr(self, name) not in choices:
-                raise OptionError(f"{name} is {getattr(self, name)!r}", hint=f"choose one of {', '.join(choices)}")
-        if self.batches is not None and (isinstance(self.batches, bool) or self.batches < 1):
-            raise OptionError(f"batches is {self.batches}", hint="give 1 (all samples at once) or more")
-        if self.round != "pass" and (isinstance(self.round, bool | str) or self.round < 1):
-            raise OptionError(
-                f"round is {self.round!r}", hint="give pass, or the number of mini-batches between two pushes"
-            )
+            check_one_of(name, getattr(self, name), choices)
+        if self.batches is not None:
+            batches = whole_number("batches", self.batches, "give 1 (all samples at once) or more")
+            object.__setattr__(self, "batches", batches)
+        if self.round != "pass":
+            hint = "give pass, or the number of mini-batches between two pushes"
+            object.__setattr__(self, "round", whole_number("round", self.round, hint))
+        check_switch("quality", self.quality, (None, True, False))
+        check_switch("insecure", self.insecure)
+        if self.address is not None and (not isinstance(self.address, str) or not self.address):
+            raise OptionError(f"address is {self.address!r}", hint="give HOST:PORT of a Ray cluster, or auto")
         if self.quality is False and self.update in PUBLISHED:
             raise OptionError(
                 f"update {self.update!r} weighs every push by its measured accuracy, and quality is off",
@@ -151,3 +151,33 @@ class BiLayered(DataStrategy):
             settings=settings or Settings(),
             sink=sink,
         )
+
+
+def _nodes(value: object) -> int | tuple[float, ...]:
+    """Their number, or their nominal speeds. Raises OptionError for what is neither."""
+    hint = f"give how many there are, 1 to {MOST_NODES}, or nominal speeds such as (2, 1, 1)"
+    if isinstance(value, Integral | str | bytes) or not isinstance(value, Iterable):
+        count = whole_number("nodes", value, hint)
+        if count > MOST_NODES:
+            raise OptionError(f"nodes is {count}, and one parameter server serves {MOST_NODES} at most", hint=hint)
+        return count
+    speeds = list(value)
+    if not speeds or not all(_is_speed(speed) for speed in speeds):
+        raise OptionError(
+            f"nodes is {speeds}, and nominal speeds are numbers greater than 0",
+            hint="for example nodes=(2, 1, 1), or nodes=3 for equal ones",
+        )
+    if len(speeds) > MOST_NODES:
+        raise OptionError(
+            f"nodes has {len(speeds)} speeds, and one server serves {MOST_NODES} nodes at most", hint=hint
+        )
+    if max(speeds) > WIDEST * min(speeds):
+        raise OptionError(
+            f"nodes is {speeds}: one is over {WIDEST:g} times as fast as another",
+            hint="leave out what is too slow to take part, or check the speeds",
+        )
+    return tuple(float(speed) for speed in speeds)
+
+
+def _is_speed(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")

@@ -45,6 +45,13 @@ class NodeActor:
             return {"failed": describe(error)}
         return about()
 
+    def probe(self) -> dict[str, Any]:
+        """How fast it trains, in samples a second; or a failure as plain values."""
+        try:
+            return {"speed": self._running.probe()}
+        except Exception as error:
+            return {"failed": describe(error)}
+
     def reset(self) -> None:
         """A new incarnation begins."""
         self._running.reset()

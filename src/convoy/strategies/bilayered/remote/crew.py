@@ -43,12 +43,15 @@ class Sent:
 
 @dataclass(slots=True)
 class Member:
-    """An actor. ``asked``: the round that it works on. ``given_up``: its incarnation was declared dead."""
+    """An actor. ``asked``: the round that it works on. ``speed``: as probed, in samples a second. ``given_up``: its
+    incarnation was declared dead."""
 
     actor: Any = None
     incarnation: int = 0
     process: dict[str, Any] | None = None
     asked: tuple[Lease, Any, Any, float] | None = None
+    speed: float | None = None
+    probe: Any = None
     beat: Any = None
     heard: float = 0.0
     deaths: int = 0
@@ -56,7 +59,8 @@ class Member:
 
 
 class Crew(Cluster):
-    """``recipe``: reference to what actors are made from. ``incarnations``: with which each node begins."""
+    """``recipe``: reference to what actors are made from. ``incarnations``: with which each node begins. ``probes``:
+    whether nodes measure their speed before they join; at the opening all at once, as they will work."""
 
     def __init__(
         self,
@@ -68,10 +72,12 @@ class Crew(Cluster):
         clock: Clock,
         incarnations: Iterable[int],
         watchdog_seconds: float,
+        probes: bool = False,
     ) -> None:
         super().__init__(script)
         self._session, self._recipe, self._threads, self._clock = session, recipe, threads, clock
-        self._watchdog = watchdog_seconds
+        self._watchdog, self._probes = watchdog_seconds, probes
+        self._opening = probes
         self.members = [Member(incarnation=i) for i in incarnations]
         self._installing: dict[Any, tuple[int, float]] = {}  # node, and since when
         self._ready: deque[Message] = deque()
@@ -84,9 +90,13 @@ class Crew(Cluster):
         """Start all actors, and wait for them. Raises what a node raised when it was made."""
         for j in range(len(self.members)):
             self._spawn(j)
-        while self._installing:
-            self._listen()
-            self._look_for_silence()
+        self._until_all_are_there()
+        if self._probes:
+            self._opening = False
+            for j, member in enumerate(self.members):
+                if member.process is not None:
+                    self._ask_speed(j)
+            self._until_all_are_there()
         joins = list(self._ready)
         self._ready.clear()
         return [*sorted(joins, key=lambda m: m.node if isinstance(m, Join) else -1), Begin(self._clock.now)]
@@ -159,9 +169,14 @@ class Crew(Cluster):
 
     # --- inside --------------------------------------------------------------------------------------------------
 
+    def _until_all_are_there(self) -> None:
+        while self._installing or any(member.probe is not None for member in self.members):
+            self._listen()
+            self._look_for_silence()
+
     def _spawn(self, j: int) -> None:
         member = self.members[j]
-        member.process = member.asked = member.beat = None
+        member.process = member.asked = member.probe = member.beat = None
         member.actor = self._session.spawn(NodeActor, j, cpus=self._threads, groups=GROUPS)
         install = member.actor.install.options(concurrency_group="work").remote(self._recipe)
         self._installing[install] = (j, self._clock.look())
@@ -179,6 +194,8 @@ class Crew(Cluster):
                 waiting[member.beat] = ("beat", j)
             if member.asked is not None:
                 waiting[member.asked[1]] = ("work", j)
+            if member.probe is not None:
+                waiting[member.probe] = ("probe", j)
         if not waiting:
             time.sleep(LOOK_SECONDS)
             return
@@ -197,10 +214,13 @@ class Crew(Cluster):
                 self._installed(j, reference, answer)
             elif what == "work":
                 self._worked(j, answer)
+            elif what == "probe":
+                self._probed(j, answer)
             else:
                 self.members[j].beat = None
         for j, member in enumerate(self.members):
-            if member.given_up and member.process is not None and member.asked is None and member.beat is None:
+            busy = member.process is None or any(x is not None for x in (member.asked, member.probe, member.beat))
+            if member.given_up and not busy:
                 self._join_again(j)  # it answers again, and has nothing to push
 
     def _installed(self, j: int, reference: Any, answer: dict[str, Any]) -> None:
@@ -211,7 +231,26 @@ class Crew(Cluster):
         member.process = answer
         if member.incarnation > 0:
             member.actor.reset.options(concurrency_group="work").remote()
-        self._ready.append(Join(j, member.incarnation, self.script.speed(j), self._clock.now))
+        if not self._probes:
+            self._join(j)
+        elif not self._opening:
+            self._ask_speed(j)
+
+    def _ask_speed(self, j: int) -> None:
+        self.members[j].probe = self.members[j].actor.probe.options(concurrency_group="work").remote()
+
+    def _probed(self, j: int, answer: dict[str, Any]) -> None:
+        member = self.members[j]
+        member.probe = None
+        if "failed" in answer:
+            raise revive(answer["failed"])
+        member.speed = float(answer["speed"])
+        self._join(j)
+
+    def _join(self, j: int) -> None:
+        member = self.members[j]
+        speed = self.script.speed(j) if member.speed is None else member.speed
+        self._ready.append(Join(j, member.incarnation, speed, self._clock.now))
 
     def _worked(self, j: int, answer: dict[str, Any]) -> None:
         member = self.members[j]
@@ -236,7 +275,7 @@ class Crew(Cluster):
         member.given_up = False
         self._sent = {key: sent for key, sent in self._sent.items() if key[0] != j}
         member.actor.reset.options(concurrency_group="work").remote()
-        self._ready.append(Join(j, member.incarnation, self.script.speed(j), self._clock.now))
+        self._join(j)
 
     def _died(self, j: int) -> None:
         """Its samples go to others, and an actor in its place is started, unless it dies again and again."""
@@ -246,7 +285,7 @@ class Crew(Cluster):
         self._sent = {key: sent for key, sent in self._sent.items() if key[0] != j}
         self._ready = deque(m for m in self._ready if getattr(m, "node", None) != j)
         self._ready.append(Dead(j, member.incarnation, self._clock.now))
-        member.process = member.asked = member.beat = None
+        member.process = member.asked = member.probe = member.beat = None
         member.given_up = False
         member.incarnation += 1
         member.deaths += 1

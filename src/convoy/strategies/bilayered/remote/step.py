@@ -24,7 +24,6 @@ from convoy.strategies.base import TurnResult
 from convoy.strategies.bilayered.layout import Flat, Layout
 from convoy.strategies.bilayered.messages import Dead, Effect, Message, Push
 from convoy.strategies.bilayered.node import Node
-from convoy.strategies.bilayered.plan import node_rows
 from convoy.strategies.bilayered.remote.clock import Clock
 from convoy.strategies.bilayered.remote.crew import Crew
 from convoy.strategies.bilayered.remote.recipe import Recipe
@@ -38,6 +37,11 @@ from convoy.strategies.pipelined.remote.stage import StageRecipe
 
 TABLE_SECONDS = 15.0
 """How often, at most, it is said how the nodes stand."""
+
+
+def most_nodes() -> int:
+    """On this machine alone: four a core, or eight. Each is a process with a PyTorch of its own."""
+    return max(8, 4 * (os.cpu_count() or 1))
 
 
 class RemoteStep(BiLayeredStep):
@@ -59,6 +63,11 @@ class RemoteStep(BiLayeredStep):
         ray = ray_module()
         if self._strategy.address is not None and not ray.is_initialized():
             check_address(self._strategy.address, self._strategy.insecure)
+        elif not ray.is_initialized() and nodes > most_nodes():
+            raise OptionError(
+                f"{nodes} nodes would be {nodes} processes on this machine, which has {os.cpu_count() or 1} cores",
+                hint=f"take {most_nodes()} at most, a Ray cluster with address=…, or engine='inline' in virtual time",
+            )
         self._session: Session | None = None
         self._crew: Crew | None = None
         self._folder: Path | None = None
@@ -70,7 +79,7 @@ class RemoteStep(BiLayeredStep):
         result = super().__call__(x, y)
         if self._clock.now - self._table_at > TABLE_SECONDS and self._server is not None:
             self._table_at = self._clock.now
-            self._report("nodes", "nodes", {"nodes": node_rows(self._server.state)})
+            self._tell_nodes(self._server.state)
         return result
 
     def close(self) -> None:
@@ -104,6 +113,10 @@ class RemoteStep(BiLayeredStep):
         return found
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _called(self, node: int) -> str:
+        about = self.processes.get(f"node {node}")
+        return f"node {node}" + (f" (process {about['process']} on {about['machine']})" if about else "")
 
     def _serve(self, rules: Rules, layout: Layout, weights: Flat) -> Server:
         strategy, settings = self._strategy, self._settings
@@ -141,6 +154,7 @@ class RemoteStep(BiLayeredStep):
             clock=self._clock,
             incarnations=[*known, *[0] * (nodes - len(known))],
             watchdog_seconds=settings.watchdog_seconds,
+            probes=nodes > 1 and strategy.allocation == "idpa-mended",
         )
         server = RemoteServer(
             session,
