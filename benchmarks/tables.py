@@ -95,9 +95,51 @@ def accuracy() -> list[str]:
     return [*lines, ""]
 
 
+DEEP = {
+    "sequential": "sequential",
+    "registers": "published clock (`registers`)",
+    "1f1b": '`clock="1f1b"`',
+    "1f1b-acc4": '`clock="1f1b", accumulate=4`',
+    "1f1b-acc4-predict-spike": '`clock="1f1b", accumulate=4, correction="predict:linear+spike"`',
+    "registers-acc4": "`accumulate=4`",
+    "registers-acc4-predict-spike": '`accumulate=4, correction="predict:linear+spike"`',
+    "sequential-acc4": "one stage, `accumulate=4`",
+}
+"""Files k3-VARIANT-eEPOCHS-sSEED.json: four stages, registers after layers 7, 13 and 17 of ResNet-20."""
+
+
+def deep() -> list[str]:
+    """ResNet-20 in four stages: last accuracy of every variant by epochs, and the paired difference to sequential."""
+    found: dict[int, dict[str, dict[int, float]]] = {}
+    for path in sorted((HERE / "accuracy" / "results").glob("k3-*.json")):
+        variant, epochs, seed = path.stem.removeprefix("k3-").rsplit("-", 2)
+        run = json.loads(path.read_text())
+        assert len(run["accuracy"]) == int(epochs[1:]), path
+        found.setdefault(int(epochs[1:]), {}).setdefault(variant, {})[int(seed[1:])] = run["accuracy"][-1]
+    lines: list[str] = []
+    for epochs, variants in sorted(found.items(), reverse=True):
+        base = variants.get("sequential", {})
+        lines += [
+            f"ResNet-20, CIFAR-10, four stages (PPV 7, 13, 17), {epochs} epochs, highest rate 0.1 for all: test "
+            "accuracy after the last epoch, and the difference to sequential training from the same seeds.",
+            "",
+            "| | seeds | accuracy | difference |",
+            "|---|---:|---:|---:|",
+        ]
+        for name in sorted(variants, key=lambda n: (list(DEEP).index(n) if n in DEEP else len(DEEP), n)):
+            runs = variants[name]
+            pairs = [value - base[seed] for seed, value in runs.items() if seed in base]
+            gap = f"{sum(pairs) / len(pairs):+.2f}" if pairs and name != "sequential" else "–"
+            mean = sum(runs.values()) / len(runs)
+            lines.append(f"| {DEEP.get(name, name)} | {len(runs)} | {mean:.2f} % | {gap} |")
+        lines.append("")
+    return lines
+
+
 def section() -> str:
     paths = [path for name in SPEED if (path := HERE / "speed" / "results" / f"{name}.json").exists()]
-    return "\n".join([*speed(paths), *memory(HERE / "memory" / "results" / "published-b128.json"), *accuracy()])
+    held = memory(HERE / "memory" / "results" / "published-b128.json")
+    return "\n".join([*speed(paths), *held, *accuracy(), *deep()])
 
 
 def main() -> None:
