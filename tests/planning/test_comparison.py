@@ -5,14 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
-from convoy.planning.comparison import Comparison, Refused, Row, advise, to_csv
+from convoy import BiLayered, Pipelined, Sequential, Speculative
+from convoy.planning.comparison import Comparison, Refused, Row, advise, options_of, to_csv
+from convoy.strategies.base import Strategy
 
 
 def row(name: str, seconds: float, staleness: float = 0.0, options: str = "", own: bool = True) -> Row:
     return Row(name, options, seconds, (0.5, 1.0), (10, 20), staleness, "plain training", own)
+
+
+def guessed(name: str, seconds: float) -> Row:
+    return replace(row(name, seconds), exact=False, speculated=0.3, same_numbers="a guess")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,14 @@ def row(name: str, seconds: float, staleness: float = 0.0, options: str = "", ow
         (
             [row("pipelined", 0.50, 2, "--stages 2"), row("pipelined", 0.51, 1, "--clock 1f1b"), row("sequential", 1)],
             "--clock 1f1b: 1.96 times sequential training, at weights up to 1 update old",
+        ),
+        (
+            [guessed("speculative", 0.50), row("sequential", 0.52, options="--inner tasks"), row("sequential", 1.0)],
+            "--strategy sequential --inner tasks: 1.92 times sequential training",
+        ),
+        (
+            [guessed("speculative", 0.50), row("sequential", 1.0)],
+            "--strategy speculative: 2.00 times sequential training, with a guess",
         ),
     ],
 )
@@ -61,3 +76,22 @@ def test_csv(made: Comparison) -> None:
     first, second = csv.DictReader(io.StringIO(to_csv(made.csv_rows())))
     assert first["strategy"] == "pipelined" and float(first["times_sequential"]) == 2.0
     assert first["worker_bytes"] == "10 20" and second["options"] == ""
+
+
+def test_notes_stand_below_the_table(made: Comparison) -> None:
+    noted = replace(made, rows=(replace(made.rows[0], note="cut before 3"), *made.rows[1:]))
+    assert "\npipelined --stages 2: cut before 3\n" in noted.table()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "usual", "options"),
+    [
+        (Sequential(), None, ""),
+        (Sequential(inner="tasks"), None, "--inner tasks"),
+        (Pipelined(ppv=(3, 5), clock="1f1b"), None, "--ppv 3,5 --clock 1f1b"),
+        (BiLayered(nodes=(2, 0.5)), None, "--nodes 2,0.5"),
+        (Speculative(form="faithful"), Speculative(form="faithful"), ""),
+    ],
+)
+def test_options_say_how_to_ask_for_it(strategy: Strategy, usual: Strategy | None, options: str) -> None:
+    assert options_of(strategy, usual) == options

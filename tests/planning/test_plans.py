@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 import convoy
 from convoy import Hybrid, Pipelined, Settings
 from convoy.errors import ModelError, OptionError
-from convoy.planning.comparison import Comparison
+from convoy.planning.comparison import Comparison, Row
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.registry import STRATEGIES
 
@@ -45,23 +46,33 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_without_a_strategy_all_that_the_registry_knows_are_named() -> None:
     made = convoy.plan(net(), batch(), workers=2)
     assert isinstance(made, Comparison)
-    named = {row.name for row in made.rows} | {each.name for each in made.refused}
-    assert named == {*STRATEGIES, "DDP"}
-    assert {"sequential", "pipelined", "hybrid"} <= {row.name for row in made.rows}
+    assert {row.name for row in made.rows} == {*STRATEGIES, "DDP"}
     assert [r.step_seconds for r in made.rows] == sorted(r.step_seconds for r in made.rows)
     assert made.workers == 2 and made.batch_size == 8 and made.advice
     by_options = {row.options: row for row in made.rows if row.name == "pipelined"}
     assert [by_options[o].staleness for o in sorted(by_options)] == [2.0, 1.0, 0.25]
     published, halved = by_options["--stages 2"], by_options["--stages 2 --clock 1f1b"]
     assert published.bytes > halved.bytes  # one set of stage 1 more
+    ways = " · ".join(f"{row.name} {row.options}" for row in made.rows)
+    for words in ("sequential --inner tasks", "speculative --form cut", "speculative --form faithful", "bilayered"):
+        assert words in ways
+    assert len([row for row in made.rows if row.name == "concurrent" and "--placement kind" in row.options]) == 1
+    for row in made.rows:
+        assert row.step_seconds > 0 and all(0.0 <= share <= 1.0 + 1e-9 for share in row.busy)
+        assert row.exact == row.same_numbers.startswith("plain training")
+        assert bool(row.speculated) == (row.name == "speculative")
+    assert "assumes that 50% of the samples are accepted" in made.table()
 
 
 def test_one_core_leaves_no_pipeline() -> None:
     made = convoy.plan(net(), batch(), workers=1)
     assert isinstance(made, Comparison)
-    assert [row.name for row in made.rows] == ["sequential"]
+    assert {row.name for row in made.rows} == {"sequential", "bilayered"}
     reasons = {each.name: each.reason for each in made.refused}
     assert reasons["pipelined"] == reasons["hybrid"] == "a pipeline needs two cores or more, and there is one"
+    assert reasons["speculative"] == "speculation needs two cores or more, and there is one"
+    assert reasons["concurrent"] == "work on two engines needs two cores or more, and there is one"
+    assert reasons["sequential --inner tasks"] == "sharing a mini-batch needs two cores or more, and there is one"
     assert made.advice.startswith("train sequentially")
 
 
@@ -120,6 +131,49 @@ def test_a_hybrid_stands_beside_sequential_training() -> None:
     made = convoy.plan(net(), batch(), Hybrid(Pipelined(stages=2), convoy.Sequential(), switch=0.5), workers=2)
     assert isinstance(made, Comparison)
     assert {row.name for row in made.rows} == {"sequential", "hybrid"}
+    (row,) = [row for row in made.rows if row.name == "hybrid"]
+    assert row.options == "--switch 0.5 --stages 2" and not row.exact
+    rows = {row.options: row.step_seconds for row in made.rows if row.name == "sequential"}
+    assert row.step_seconds > 0.5 * min(rows.values())
+
+
+def test_what_was_asked_for_is_planned_with_its_fields() -> None:
+    asked = convoy.Speculative(form="faithful", predictor="label-mean")
+    made = convoy.plan(net(), batch(), asked, workers=2)
+    assert isinstance(made, Comparison)
+    ours = [row.options for row in made.rows if row.name != "sequential"]
+    assert ours == ["--form faithful --predictor label-mean"]
+    made = convoy.plan(net(), batch(), convoy.Concurrent(groups=1, placement="kind"), workers=2)
+    assert isinstance(made, Comparison)
+    (row,) = [row for row in made.rows if row.name == "concurrent"]
+    assert row.options == "--groups 1 --placement kind" and row.same_numbers == "plain training"
+    assert row.step_seconds * 1e3 > float(row.note.split()[1]) * 0.999  # never below its bound
+
+
+def test_a_layer_that_a_strategy_cannot_take_is_named() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(1)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Scaled(), nn.Flatten(), nn.Linear(288, 10))
+    made = convoy.plan(model, batch(), workers=2)
+    assert isinstance(made, Comparison)
+    reasons = {each.name: each.reason for each in made.refused}
+    assert reasons["speculative --form faithful"].startswith("layer cumsum of kind other (")
+
+
+def test_replicas_wait_for_the_slowest_at_a_barrier() -> None:
+    def row(**fields: Any) -> Row:
+        made = convoy.plan(net(), batch(), convoy.BiLayered(engine="ray", **fields), workers=2)
+        assert isinstance(made, Comparison)
+        (found,) = [row for row in made.rows if row.name == "bilayered"]
+        return found
+
+    uneven = row(nodes=(2, 1), update="local-sgd", allocation="even")
+    assert uneven.busy[0] < 0.7 < uneven.busy[1] and uneven.staleness == 0
+    shared = row(nodes=(2, 1))
+    assert min(shared.busy) > 0.8 and shared.staleness > 0
+    assert len(row(nodes=3).worker_bytes) == 3
 
 
 def test_without_targets_the_outputs_stand_for_the_loss() -> None:
@@ -146,7 +200,7 @@ def test_a_strategy_may_bring_its_own_forecast(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(made, Comparison)
     own = dataclasses.replace(made.rows[0], name="mine")
     monkeypatch.delitem(__import__("convoy.planning.forecasts", fromlist=["FORECASTS"]).FORECASTS, "hybrid")
-    monkeypatch.setattr(Hybrid, "forecast", staticmethod(lambda bench, loss: [own]), raising=False)
+    monkeypatch.setattr(Hybrid, "forecast", staticmethod(lambda bench, loss, asked: [own]), raising=False)
     again = convoy.plan(net(), batch(), workers=1)
     assert isinstance(again, Comparison)
     assert "mine" in {row.name for row in again.rows}

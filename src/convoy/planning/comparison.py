@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 from convoy.schedule.plan import Plan, columns, megabytes
+from convoy.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to train. ``step_seconds``: predicted time of a mini-batch. ``busy`` and ``worker_bytes``, by worker:
     share of the time, and activations, weights, gradients and momentum held. ``staleness`` of the stalest weights, in
-    updates. ``same_numbers``: what differs from plain training, in a few words. ``options``: how to ask for it."""
+    updates. ``speculated``: share of the backward pass that is guessed. ``same_numbers``: what differs from plain
+    training, in a few words; ``exact``: whether nothing does but last digits. ``options``: how to ask for it. ``note``:
+    what the prediction assumes, and what else is to be known."""
 
     name: str
     options: str
@@ -25,6 +28,9 @@ class Row:
     staleness: float
     same_numbers: str
     own: bool = True  # one of convoy's strategies
+    exact: bool = True
+    speculated: float = 0.0
+    note: str = ""
 
     @property
     def bytes(self) -> int:
@@ -81,6 +87,7 @@ class Comparison(Plan):
         ]  # fmt: skip
         cores = f"{self.workers} core{'s' * (self.workers > 1)}"
         lines = [f"{self.model}, batch {self.batch_size}, {cores}: predicted, fastest first", columns(head, rows)]
+        lines += [f"{row.name} {row.options}: {row.note}" for row in self.rows if row.note]
         lines += [f"not possible: {each.name}: {each.reason}" for each in self.refused]
         return "\n".join([*lines, f"advice: {self.advice}"])
 
@@ -96,7 +103,10 @@ class Comparison(Plan):
                 "bytes": row.bytes,
                 "worker_bytes": " ".join(map(str, row.worker_bytes)),
                 "staleness": row.staleness,
+                "speculated": row.speculated,
+                "exact": row.exact,
                 "numbers": row.same_numbers,
+                "note": row.note,
             }
             for row in self.rows
         ]
@@ -109,6 +119,21 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().rstrip("\n")
+
+
+def options_of(strategy: Strategy, usual: Strategy | None = None) -> str:
+    """The fields in which it differs from the ``usual`` one (None: as by default), as options of the command line."""
+    found: list[str] = []
+    if not is_dataclass(strategy):
+        return ""
+    usual = type(strategy)() if usual is None else usual
+    for name in (field.name for field in fields(strategy)):
+        value = getattr(strategy, name)
+        if value != getattr(usual, name) and value is not None:
+            several = value if isinstance(value, (tuple, list)) else [value]
+            text = ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in several)
+            found.append(f"--{name.replace('_', '-')} {text}")
+    return " ".join(found)
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -128,11 +153,16 @@ def advise(rows: Sequence[Row], sequential_seconds: float) -> str:
         times = own.step_seconds / fastest.step_seconds
         return f"use DDP: predicted {times:.2f} times as fast as {own.name} {own.options}".rstrip()
     close = [r for r in rows if r.own and r.step_seconds <= 1.05 * own.step_seconds]
-    best = min(close, key=lambda row: (row.staleness, row.step_seconds))
+    best = min(close, key=lambda row: (not row.exact, row.staleness, row.speculated, row.step_seconds))
     words = f"train with --strategy {best.name} {best.options}".rstrip()
     text = f"{words}: {sequential_seconds / best.step_seconds:.2f} times sequential training"
     if best.staleness:
-        text += f", at weights up to {best.staleness:g} update{'s' * (best.staleness != 1)} old"
+        unit = "version" if best.name == "bilayered" else "update"
+        text += f", at weights up to {best.staleness:g} {unit}{'s' * (best.staleness != 1)} old"
+    if best.name == "bilayered":
+        text += "; replicas that are merged may need more epochs"
+    elif not best.staleness and not best.exact:
+        text += f", with {best.same_numbers}"
     ddp = next((row for row in rows if not row.own), None)
     if ddp is not None and best.staleness and ddp.step_seconds < 1.05 * best.step_seconds:
         text += "; DDP should be as fast without stale weights"

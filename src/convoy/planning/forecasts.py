@@ -1,30 +1,36 @@
 """What each strategy should take for a mini-batch, from measurements of the model alone.
 
-``FORECASTS`` maps a strategy's name to a function of a bench that yields its variants. A strategy without an entry may
-offer a class method ``forecast(bench, loss)`` that does; one with neither is listed as not yet planned.
+``FORECASTS`` maps a strategy's name to functions of a bench that yield its variants, or of the one that was asked for,
+and what cannot be, with the reason. A strategy without an entry may offer a static method ``forecast(bench, loss,
+asked)`` that does; one with neither is listed as not yet planned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import takewhile
 
 from convoy.errors import OptionError
 from convoy.graph.machine import measure_machine
-from convoy.planning.comparison import Row
-from convoy.strategies.base import Loss
+from convoy.planning.comparison import Refused, Row, options_of
+from convoy.planning.measures import activations, contention, has_batch_norm, stages_and_threads, weights
+from convoy.planning.replicas import bilayered
+from convoy.planning.shared_step import concurrent, speculative, tasks
+from convoy.strategies.base import Loss, Strategy
+from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
-from convoy.strategies.pipelined.auto import CONTENTION, possibilities, workers_at_hand
+from convoy.strategies.pipelined.auto import workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import available_threads, plan_on
+from convoy.strategies.sequential import Sequential
+from convoy.strategies.switching import SwitchRule
 
 COPIES = 8
 """How often Gloo touches a byte of a gradient on its way through the loopback: buckets, sockets, sums, both sides."""
 
 
-def sequential(bench: Bench, loss: Loss) -> Iterator[Row]:
+def sequential(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:
     threads = available_threads(bench.settings)
     held = activations(bench) + weights(bench)  # first: what the profile knows need not be measured again
     seconds, alone = bench.whole(threads), bench.whole(1)
@@ -34,8 +40,11 @@ def sequential(bench: Bench, loss: Loss) -> Iterator[Row]:
         yield Row("sequential", "--threads 1", alone, (1.0,), (held,), 0.0, "plain training")
 
 
-def pipelined(bench: Bench, loss: Loss) -> Iterator[Row]:
+def pipelined(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:
     norms = has_batch_norm(bench)
+    if isinstance(asked, Pipelined):
+        yield pipeline_row(plan_on(bench, asked, loss).plan, options_of(asked), norms)
+        return
     yield from (pipeline_row(plan, options, norms) for plan, options in pipelines(bench, loss))
 
 
@@ -46,23 +55,8 @@ def pipelines(bench: Bench, loss: Loss) -> Iterator[tuple[PipelinePlan, str]]:
         if accumulate > bench.samples:
             continue
         cuts = bench.balanced(stages, threads).cuts  # the same for all variants, looked for once
-        made = plan_on(bench, Pipelined(stages=stages, clock=clock, accumulate=accumulate), loss, cuts)
-        options = f"--stages {stages}" + (f" --clock {clock}" if clock != "registers" else "")
-        yield made.plan, options + (f" --accumulate {accumulate}" if accumulate > 1 else "")
-
-
-def stages_and_threads(bench: Bench) -> tuple[int, int]:
-    """Stages of the pipeline to plan for, and threads of each worker. Raises OptionError where there can be none."""
-    workers = workers_at_hand(bench.settings)
-    if workers < 2:
-        what = "devices" if bench.settings.device.startswith("cuda") else "cores"
-        raise OptionError(f"a pipeline needs two {what} or more, and there is one")
-    whole = takewhile(lambda p: p.accumulate == 1, possibilities(Pipelined(), bench, workers))  # measures as it goes
-    found = [p for p in whole if p.stages > 1 and p.clock == "registers"]
-    if not found:
-        raise OptionError(f"{bench.graph.model_name} cannot be cut anywhere")
-    stages = min(found, key=lambda p: p.seconds).stages
-    return stages, max(1, available_threads(bench.settings) // stages)
+        asked = Pipelined(stages=stages, clock=clock, accumulate=accumulate)
+        yield plan_on(bench, asked, loss, cuts).plan, options_of(asked)
 
 
 def pipeline_row(plan: PipelinePlan, options: str, norms: bool) -> Row:
@@ -75,24 +69,57 @@ def pipeline_row(plan: PipelinePlan, options: str, norms: bool) -> Row:
     )
     stale = max(stage.staleness for stage in plan.stages)
     parts = f", BatchNorm sees 1/{plan.accumulate}" if plan.accumulate > 1 and norms else ""
-    return Row("pipelined", options, step, busy, held, stale, f"{plan.stale_share:.0%} of weights stale{parts}")
+    numbers = f"{plan.stale_share:.0%} of weights stale{parts}"
+    note = f"cut before {', '.join(plan.cuts)}" if plan.cuts else ""
+    return Row("pipelined", options, step, busy, held, stale, numbers, exact=stale == 0 and not parts, note=note)
 
 
-def hybrid(bench: Bench, loss: Loss) -> Iterator[Row]:
-    """Half of the run as the first pipeline, half sequentially, as published."""
-    plan, options = next(pipelines(bench, loss))
-    first, then = (
-        pipeline_row(plan, options, has_batch_norm(bench)),
-        min(sequential(bench, loss), key=lambda row: row.step_seconds),
-    )
-    step = (first.step_seconds + then.step_seconds) / 2
+def hybrid(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:
+    """Half of the run as the first pipeline, half sequentially, as published; or what was asked for."""
+    if isinstance(asked, Hybrid):
+        first, then = (_fastest(bench, loss, part) for part in (asked.first, asked.then))
+        share, known = _share(asked.switch)
+        names = [
+            f"--{which} {part.name}"
+            for which, part, usual in (("first", asked.first, "pipelined"), ("then", asked.then, "sequential"))
+            if part.name != usual
+        ]
+        options = " ".join(
+            [*names, f"--switch {asked.switch}", *filter(None, map(options_of, (asked.first, asked.then)))]
+        )
+    else:
+        plan, of_first = next(pipelines(bench, loss))
+        first = pipeline_row(plan, of_first, has_batch_norm(bench))
+        then, share, known = _fastest(bench, loss, Sequential()), 0.5, True
+        options = f"--switch 0.5 {of_first}"
+    step = share * first.step_seconds + (1.0 - share) * then.step_seconds
+    numbers = [f"{row.same_numbers} {when}" for row, when in ((first, "first"), (then, "then")) if not row.exact]
     yield replace(
-        first, name="hybrid", options=f"--switch 0.5 {options}", step_seconds=step,
-        same_numbers="stale weights in the first half",
+        first, name="hybrid", options=options, step_seconds=step, exact=first.exact and then.exact,
+        staleness=max(first.staleness, then.staleness), same_numbers=", ".join(numbers) or "plain training",
+        note=first.note if known else "its switch is taken to come at half of the run",
     )  # fmt: skip
 
 
-def ddp(bench: Bench, loss: Loss) -> Iterator[Row]:
+def _fastest(bench: Bench, loss: Loss, part: Strategy) -> Row:
+    """The forecast of a part of a hybrid. Raises OptionError where it has none."""
+    forecasts = FORECASTS.get(part.name, ())
+    if isinstance(part, Sequential):
+        forecasts = (tasks,) if part.inner == "tasks" else (sequential,)
+    made = [made for forecast in forecasts for made in forecast(bench, loss, part)]
+    rows = [row for row in made if isinstance(row, Row)]
+    if not rows:
+        raise OptionError(made[0].reason if made and isinstance(made[0], Refused) else f"{part.name} has no forecast")
+    return min(rows, key=lambda row: row.step_seconds)
+
+
+def _share(switch: int | float | str) -> tuple[float, bool]:
+    """The share of the run before the switch, and whether it is known before."""
+    rule = SwitchRule.parse(switch)
+    return (float(rule.number), True) if rule.kind == "share" else (0.5, False)
+
+
+def ddp(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:
     """DistributedDataParallel, a process a core, each with its share of the batch; not one of convoy's strategies.
 
     Its time: a core's share of the batch beside the others, the gradients' way through the loopback (a ring sends
@@ -108,37 +135,22 @@ def ddp(bench: Bench, loss: Loss) -> Iterator[Row]:
     seconds = compute + update + sent * COPIES / measure_machine().bytes_per_second
     held = activations(bench) // workers + weights(bench) + gradients  # buckets hold the gradients once more
     busy = (min(1.0, (compute + update) / seconds),) * workers
+    norms = has_batch_norm(bench)
     yield Row(
         "DDP", "(torchrun)", seconds, busy, (held,) * workers, 0.0,
-        f"BatchNorm sees 1/{workers}" if has_batch_norm(bench) else "plain training", own=False,
+        f"BatchNorm sees 1/{workers}" if norms else "plain training", own=False, exact=not norms,
     )  # fmt: skip
 
 
-def contention(bench: Bench) -> float:
-    """How much slower the cores are together than one is alone, as the stages showed."""
-    try:
-        stages, threads = stages_and_threads(bench)
-    except OptionError:  # it cannot be cut
-        return CONTENTION
-    together = sum(stage.seconds for stage in bench.balanced(stages, threads).times)
-    return max(1.0, together / bench.whole(threads))
+Forecaster = Callable[[Bench, Loss, Strategy | None], Iterable[Row | Refused]]
 
-
-def has_batch_norm(bench: Bench) -> bool:
-    return any(node.kind == "batch_norm" for node in bench.graph.nodes)
-
-
-def activations(bench: Bench) -> int:
-    return bench.profile(1).saved_bytes(0, len(bench.graph.nodes))
-
-
-def weights(bench: Bench) -> int:
-    """Weights, gradients and momentum."""
-    return 3 * sum(bench.graph.parameter_bytes.values())
-
-
-Forecaster = Callable[[Bench, Loss], Iterable[Row]]
-
-FORECASTS: dict[str, Forecaster] = {"sequential": sequential, "pipelined": pipelined, "hybrid": hybrid}
+FORECASTS: dict[str, tuple[Forecaster, ...]] = {
+    "sequential": (sequential, tasks),
+    "pipelined": (pipelined,),
+    "hybrid": (hybrid,),
+    "speculative": (speculative,),
+    "concurrent": (concurrent,),
+    "bilayered": (bilayered,),
+}
 OTHERS: tuple[Forecaster, ...] = (ddp,)
 """Ways that are not convoy's, for honest advice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,23 +68,23 @@ def compare(bench: Bench, loss: Loss, strategy: Strategy | None = None, limit: i
     refused: list[Refused] = []
     names = list(STRATEGIES) if strategy is None else list(dict.fromkeys(["sequential", strategy.name]))
     for name in names:
-        forecast = _forecaster(name)
-        if forecast is None:
+        forecasts = _forecasters(name)
+        if not forecasts:
             refused.append(Refused(name, "there is no forecast for it yet; compare it by training"))
-            continue
-        try:
-            made = list(forecast(bench, loss))
-        except ConvoyError as error:
-            refused.append(Refused(name, error.message))
-            continue
-        for row in made:
-            if limit is not None and row.bytes > limit:
-                too_big = f"it holds {megabytes(row.bytes)}, and max_memory is {megabytes(limit)}"
-                refused.append(Refused(f"{name} {row.options}".rstrip(), too_big))
-            else:
-                rows.append(row)
+        for forecast in forecasts:
+            asked = strategy if strategy is not None and strategy.name == name else None
+            try:
+                made = list(forecast(bench, loss, asked))
+            except ConvoyError as error:
+                refused.append(Refused(name, error.message))
+                continue
+            for one in made:
+                if isinstance(one, Row) and limit is not None and one.bytes > limit:
+                    too_big = f"it holds {megabytes(one.bytes)}, and max_memory is {megabytes(limit)}"
+                    one = Refused(f"{name} {one.options}".rstrip(), too_big)
+                (rows if isinstance(one, Row) else refused).append(one)  # type: ignore[arg-type]
     if strategy is None:
-        rows += [row for other in OTHERS for row in other(bench, loss)]
+        rows += [row for other in OTHERS for row in other(bench, loss, None) if isinstance(row, Row)]
     if not rows:
         raise OptionError(f"nothing can be planned: {refused[0].name}: {refused[0].reason}", hint="use a smaller batch")
     rows.sort(key=lambda row: row.step_seconds)
@@ -102,9 +102,9 @@ def compare(bench: Bench, loss: Loss, strategy: Strategy | None = None, limit: i
     )
 
 
-def _forecaster(name: str) -> Forecaster | None:
-    found: Forecaster | None = FORECASTS.get(name) or getattr(strategy_class(name), "forecast", None)
-    return found
+def _forecasters(name: str) -> Sequence[Forecaster]:
+    own: Forecaster | None = getattr(strategy_class(name), "forecast", None)
+    return FORECASTS.get(name) or (() if own is None else (own,))
 
 
 def _batch(batch: Any, loss: Loss | None) -> tuple[Any, Any, Loss]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from convoy.engines.modelled import modelled
 from convoy.graph.graph import Graph
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.precision import autocast_of
@@ -22,7 +23,6 @@ from convoy.strategies.speculative.faithful import (
     outcomes_of,
     true_from,
 )
-from convoy.strategies.speculative.forecast import makespan
 from convoy.strategies.speculative.kernels import coupled
 from convoy.strategies.speculative.lower import How, Part, lower
 from convoy.strategies.speculative.outcomes import OutcomeMemory
@@ -61,6 +61,13 @@ class Prepared:
     remembered: Remembered
     flops: Flops
     memory_bytes: int
+
+    @property
+    def speculated_share(self) -> float:
+        """Of the backward pass's operations."""
+        backward = sum(i + g for _, i, g in self.flops.values())
+        inside = sum(sum(self.flops[name][1:]) for name in self.region.inside)
+        return inside / backward if backward else 0.0
 
 
 @dataclass(slots=True)
@@ -142,20 +149,18 @@ def program(prepared: Prepared, mode: Mode) -> TaskProgram:
 
 def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: int, batch_size: int) -> SpeculativePlan:
     """The plan of a prepared model. Its predictions count operations: the same on every machine."""
-    graph, flops = prepared.units.graph, prepared.flops
+    graph = prepared.units.graph
     one = _forecast(prepared, "exact", 1, 0.0)
 
     def saving(mode: Mode, accepted: float) -> float:
         return 1.0 - _forecast(prepared, mode, engines, accepted) / one if one else 0.0
 
-    backward = sum(i + g for _, i, g in flops.values())
-    inside = sum(sum(flops[name][1:]) for name in prepared.region.inside)
     return SpeculativePlan(
         model=graph.model_name,
         batch_size=batch_size,
         form=strategy.form,
         cut=prepared.region.cut,
-        speculated_share=inside / backward if backward else 0.0,
+        speculated_share=prepared.speculated_share,
         predictor=str(strategy.predictor),
         threshold=strategy.limit,
         warmup=strategy.warmup,
@@ -176,7 +181,8 @@ def _forecast(prepared: Prepared, mode: Mode, engines: int, accepted: float) -> 
     assumed = replace(prepared, how=replace(prepared.how, accepted=accepted))
     ops = lower(prepared.units, assumed.part, mode, assumed.how).ops
     recurring = program(assumed, mode).recurring
-    return makespan([0.0, *(op.seconds for op in ops)], recurring.successors, recurring.waits, engines)
+    workers = [f"engine {i + 1}" for i in range(engines)]
+    return modelled(recurring, [0.0, *(op.seconds for op in ops)], workers).finish
 
 
 def _notes(prepared: Prepared) -> tuple[str, ...]:

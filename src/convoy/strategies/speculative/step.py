@@ -100,7 +100,7 @@ class SpeculativeStep:
         if self._closed:
             raise InternalError("the step was closed", hint="bind the strategy again")
         x, y = to_device(x, "cpu"), to_device(y, "cpu")
-        _check_labels(y, batch_size(x))
+        check_labels(y, batch_size(x))
         x = channels_last(x) if self._settings.channels_last else x
         programs = self._prepare(x)
         assert self._engine is not None and self._graph is not None
@@ -274,7 +274,8 @@ class SpeculativeStep:
         self.close()
 
 
-def _check_labels(y: Any, samples: int) -> None:
+def check_labels(y: Any, samples: int) -> None:
+    """Raise DataError for targets that are not one label a sample."""
     if not isinstance(y, Tensor) or y.dtype != torch.long or y.shape != (samples,):
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise DataError(

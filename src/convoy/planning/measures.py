@@ -1,0 +1,161 @@
+"""What forecasts of different strategies have in common: sizes, the cores' company, and times of actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import takewhile
+from time import perf_counter
+
+from torch.optim import Optimizer
+
+from convoy.engines.engine import EngineOptions
+from convoy.engines.modelled import Modelled, modelled
+from convoy.engines.pool import POOL, PoolEngine
+from convoy.engines.program import Store
+from convoy.errors import OptionError
+from convoy.graph.graph import Graph
+from convoy.schedule.action import Action
+from convoy.schedule.recurring import Recurring
+from convoy.strategies.base import Loss
+from convoy.strategies.batch import arguments, batch_size
+from convoy.strategies.concurrent.schedule import HANDOVER_SECONDS
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.auto import CONTENTION, possibilities, workers_at_hand
+from convoy.strategies.pipelined.balance_bench import Bench
+from convoy.strategies.pipelined.optimizer import snapshot
+from convoy.strategies.pipelined.planner import available_threads
+from convoy.strategies.speculative.frame import NotedFrame
+from convoy.strategies.tasks.build import Bound
+from convoy.strategies.tasks.program import TaskProgram
+from convoy.strategies.tasks.timed import action_seconds
+
+PASS_SECONDS = 0.45
+"""Actions are timed on a part of the mini-batch where the whole of it would take longer."""
+FEWEST_SAMPLES = 16
+"""Parts are not made smaller: calls would take longer than what they compute."""
+PASSES = 2
+"""Of every program, after one that warms up."""
+DISPATCHED = 400
+"""Empty actions, to see what handing out one takes."""
+
+
+def has_batch_norm(bench: Bench) -> bool:
+    return any(node.kind == "batch_norm" for node in bench.graph.nodes)
+
+
+def activations(bench: Bench) -> int:
+    return bench.profile(1).saved_bytes(0, len(bench.graph.nodes))
+
+
+def weights(bench: Bench) -> int:
+    """Weights, gradients and momentum."""
+    return 3 * sum(bench.graph.parameter_bytes.values())
+
+
+def threads_for(bench: Bench, what: str) -> int:
+    """Threads at hand. Raises OptionError where ``what`` needs two and there is one."""
+    threads = available_threads(bench.settings)
+    if threads < 2:
+        raise OptionError(f"{what} needs two cores or more, and there is one")
+    return threads
+
+
+def stages_and_threads(bench: Bench) -> tuple[int, int]:
+    """Stages of the pipeline to plan for, and threads of each worker. Raises OptionError where there can be none."""
+    workers = workers_at_hand(bench.settings)
+    if workers < 2:
+        what = "devices" if bench.settings.device.startswith("cuda") else "cores"
+        raise OptionError(f"a pipeline needs two {what} or more, and there is one")
+    whole = takewhile(lambda p: p.accumulate == 1, possibilities(Pipelined(), bench, workers))  # measures as it goes
+    found = [p for p in whole if p.stages > 1 and p.clock == "registers"]
+    if not found:
+        raise OptionError(f"{bench.graph.model_name} cannot be cut anywhere")
+    stages = min(found, key=lambda p: p.seconds).stages
+    return stages, max(1, available_threads(bench.settings) // stages)
+
+
+def contention(bench: Bench) -> float:
+    """How much slower the cores are together than one is alone, as the stages showed."""
+    try:
+        stages, threads = stages_and_threads(bench)
+    except OptionError:  # it cannot be cut
+        return CONTENTION
+    together = sum(stage.seconds for stage in bench.balanced(stages, threads).times)
+    return max(1.0, together / bench.whole(threads))
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Times and carries out programs of tasks: on copies of the weights, with an optimizer that moves nothing, on as
+    much of the mini-batch as ``PASS_SECONDS`` allow."""
+
+    bench: Bench
+    loss: Loss
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        return self.bench.idle_optimizer()
+
+    @cached_property
+    def graph(self) -> Graph:
+        return self.bench.scratch
+
+    def bound(self, workers: int) -> Bound:
+        return Bound.of(self.graph, self.graph.program, self.loss, self.optimizer, self.bench.settings, workers)
+
+    def seconds(self, program: TaskProgram, threads: int = 1) -> list[float]:
+        """Of each action, by place, for the whole mini-batch, alone in a thread with ``threads`` intra-op threads.
+
+        Measured on a part of the samples, they are scaled as the model's sequential step is; updates are not.
+        """
+        bench, parts = self.bench, self._parts(threads)
+        x, y = bench.part(parts)
+
+        def frame(number: int) -> NotedFrame:
+            self.optimizer.zero_grad(set_to_none=True)
+            return NotedFrame(number, [], self.graph.bind(*arguments(x)), y, snapshot(self.optimizer), batch_size(x))
+
+        found = action_seconds(program, frame, device=bench.settings.device, threads=threads, repeats=PASSES)
+        self.optimizer.zero_grad(set_to_none=True)
+        if parts == 1:
+            return found
+        update = bench.update(threads)
+        bent = (bench.whole(threads) - update) / (bench.whole(threads, parts) - update)
+        factor = bench.samples / batch_size(x) * bent
+        kinds = (action.kind for _, action in program.recurring.entries)
+        return [spent * (1.0 if kind == "U" else factor) for kind, spent in zip(kinds, found, strict=True)]
+
+    def _parts(self, threads: int) -> int:
+        parts, whole = 1, self.bench.whole(threads)
+        while whole / parts > PASS_SECONDS and self.bench.samples >= 2 * parts * FEWEST_SAMPLES:
+            parts *= 2
+        return parts
+
+    def carried_out(self, recurring: Recurring, seconds: list[float], workers: list[str]) -> Modelled:
+        """By the modelled engine, with the company and the overheads that this machine showed."""
+        slower = contention(self.bench) if len(workers) > 1 else 1.0
+        dispatch = 0.0 if self.bench.settings.device.startswith("cuda") else dispatch_seconds()
+        return modelled(recurring, seconds, workers, company=slower, dispatch=dispatch, handover=HANDOVER_SECONDS)
+
+
+class _Nothing:
+    def run(self, action: Action, store: Store) -> int:
+        return 0
+
+
+@lru_cache
+def dispatch_seconds() -> float:
+    """What a worker of a pool needs for an action that does nothing."""
+    recurring = Recurring((POOL, Action("N", str(number), 0)) for number in range(DISPATCHED))
+    engine = PoolEngine(_Nothing(), Store(), EngineOptions(lanes={"worker": 1}, record=False))
+    try:
+        least = float("inf")
+        for batch in range(4):
+            began = perf_counter()
+            engine.submit(recurring.at(batch, {}))
+            engine.settle()
+            least = min(least, perf_counter() - began)
+    finally:
+        engine.close()
+    return least / DISPATCHED

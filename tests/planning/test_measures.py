@@ -1,0 +1,80 @@
+"""How times of actions that were measured on a part of the mini-batch become those of the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convoy.planning import measures
+from convoy.planning.measures import Actions, dispatch_seconds
+from convoy.strategies.base import Settings
+from convoy.strategies.pipelined.balance_bench import Bench
+from convoy.strategies.tasks.build import build
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def bench(samples: int = 64, optimizer: Any = None) -> Bench:
+    model = net()
+    made = None if optimizer is None else optimizer(model.parameters())
+    x, y = torch.randn(samples, 3, 8, 8), torch.arange(samples) % 10
+    return Bench(model, nn.functional.cross_entropy, x, y, Settings(threads=2), made)
+
+
+@pytest.mark.parametrize(("whole", "parts"), [(0.4, 1), (0.8, 2), (8.0, 4)])
+def test_what_takes_long_is_measured_on_a_part(monkeypatch: pytest.MonkeyPatch, whole: float, parts: int) -> None:
+    """No more than four parts of 64: smaller ones would be mostly calls."""
+    made = bench()
+    monkeypatch.setattr(made, "whole", lambda threads, count=1: whole if count == 1 else 1.25 * whole)
+    monkeypatch.setattr(made, "update", lambda threads: 0.0)
+    seen: list[int] = []
+
+    def timed(program: Any, frame: Any, **options: Any) -> list[float]:
+        seen.append(frame(0).samples)
+        return [1.0] * len(program.recurring.entries)
+
+    monkeypatch.setattr(measures, "action_seconds", timed)
+    actions = Actions(made, nn.functional.cross_entropy)
+    program = build(actions.bound(1), 1).program
+    found = actions.seconds(program)
+    assert seen == [64 // parts]
+    by_kind = {action.kind: spent for (_, action), spent in zip(program.recurring.entries, found, strict=True)}
+    assert by_kind["U"] == 1.0  # the weights do not become more
+    assert by_kind["F"] == pytest.approx(1.0 if parts == 1 else parts / 1.25)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_timing_moves_no_weight_and_leaves_no_gradient(kind: type[torch.optim.Optimizer]) -> None:
+    made = bench(optimizer=lambda p: kind(p, lr=0.1, weight_decay=0.1))
+    actions = Actions(made, nn.functional.cross_entropy)
+    before = [p.detach().clone() for p in made.scratch.program.parameters()]
+    user = [p.detach().clone() for p in made.graph.parameters.values()]
+    buffers = [b.clone() for b in made.graph.buffers.values()]
+    found = actions.seconds(build(actions.bound(2), 2).program)
+    assert type(actions.optimizer) is kind and all(spent >= 0 for spent in found) and sum(found) > 0
+    assert all(torch.equal(p, old) for p, old in zip(made.scratch.program.parameters(), before, strict=True))
+    assert all(p.grad is None for p in made.scratch.program.parameters())
+    assert all(torch.equal(p, old) for p, old in zip(made.graph.parameters.values(), user, strict=True))
+    assert all(torch.equal(b, old) for b, old in zip(made.graph.buffers.values(), buffers, strict=True))
+
+
+def test_an_empty_action_costs_something() -> None:
+    assert dispatch_seconds() > 0
+
+
+def test_two_workers_need_company_and_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "contention", lambda bench: 2.0)
+    monkeypatch.setattr(measures, "dispatch_seconds", lambda: 0.0)
+    actions = Actions(bench(), nn.functional.cross_entropy)
+    recurring = build(actions.bound(2), 2).program.recurring
+    seconds = [0.0] + [1.0] * (len(recurring.entries) - 1)
+    one = actions.carried_out(recurring, seconds, ["worker 1"])
+    two = actions.carried_out(recurring, seconds, ["worker 1", "worker 2"])
+    assert one.finish == pytest.approx(sum(seconds))
+    assert two.finish > 0.9 * one.finish  # twice as many hands, half as fast
