@@ -26,7 +26,7 @@ DECAY = 0.9
 @dataclass
 class Skipping:
     """Which mini-batches train the lower part exactly: a share ``1 − rate``, drawn by (seed, mini-batch), or every
-    second one (``alternate``), or none (rate 1).
+    second one (``alternate``), or none (rate 1); before mini-batch ``begin`` all do.
 
     ``fill``: what the lower part gets on the others: nothing ("none": no step at all), a gradient of zero, the last
     exact one, or the decaying mean of exact ones. ``unbiased``: ĝ = h + (b/(1 − ρ))(g − h).
@@ -39,9 +39,11 @@ class Skipping:
     alternate: bool = False
     fill: str = "none"
     unbiased: bool = False
+    begin: int = 0
     skipped: int = 0
     _kept: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    _exact: bool = True
+    exact: bool = True
+    """Whether the next mini-batch trains the lower part."""
 
     def __post_init__(self) -> None:
         self.optimizer.register_step_pre_hook(self._fill)
@@ -56,21 +58,23 @@ class Skipping:
             self.choose(event.data.get("resumed_from") or 0)
 
     def choose(self, batch: int) -> None:
-        if self.alternate:
-            self._exact = batch % 2 == 0
+        if batch < self.begin:
+            self.exact = True
+        elif self.alternate:
+            self.exact = batch % 2 == 0
         else:
             generator = torch.Generator().manual_seed(stable_seed(Key(self.seed, batch, 0, 0), "skip"))
-            self._exact = bool(torch.rand((), generator=generator) >= self.rate)
+            self.exact = bool(torch.rand((), generator=generator) >= self.rate)
         for parameter in self.parameters:
-            parameter.requires_grad_(self._exact)
+            parameter.requires_grad_(self.exact)
 
     def _fill(self, optimizer: torch.optim.Optimizer, *rest: Any) -> None:
-        self.skipped += not self._exact
+        self.skipped += not self.exact
         if self.fill == "none":
             return
         for p in self.parameters:
             h = torch.zeros_like(p) if self.fill == "zero" else self._kept.get(p)
-            if not self._exact:
+            if not self.exact:
                 p.grad = None if h is None else h.clone()
                 continue
             g = p.grad

@@ -44,6 +44,14 @@ def test_a_host_measured_and_used(convoy: Any, tmp_path: Any) -> None:
     assert used["seconds"] == pytest.approx(sum(measured.values()), rel=0.05)
 
 
+def test_two_engines(convoy: Any) -> None:
+    net = ("simulate", "plain6", "--hardware", "two-engines", "--image-size", "16", "--batch-size", "4")
+    shown = convoy(*net)
+    assert shown.code == 0 and "accepted 90%" in shown.out and "source: Park and Suh" in shown.out
+    rows = convoy(*net, "--sweep", "units=64,128", "--json").json["rows"]
+    assert {row["units"] for row in rows} == {64, 128} and all(len(row["speculated"]) == 4 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("options", "words", "hint"),
     [
@@ -55,6 +63,8 @@ def test_a_host_measured_and_used(convoy: Any, tmp_path: Any) -> None:
         (("--hardware", "."), ". is a folder", ".toml"),
         (("--sweep", "colour=1"), "must be WHAT=LIST", "groups=1,2"),
         (("--sweep", "groups=1,x"), "--sweep has 'x' for groups", "above 0"),
+        (("--sweep", "units=64"), "--sweep units is of engines, not of v100-pim4", "--hardware two-engines"),
+        (("--hardware", "two-engines", "--sweep", "groups=2"), "--sweep groups is of units in memory", "units=64"),
         (("--profile", "none.json"), "cannot be read", ""),
     ],
 )

@@ -171,7 +171,8 @@ class TrainConfig(BaseModel):
     )
     predictor: str | None = _option(
         "Strategy",
-        "label-last, label-mean, error-scaled, per-sample, linear, network, zero, random:X or unbiased:NAME:X.",
+        "label-last, label-mean, error-scaled, per-sample, linear, network, zero, "
+        "dithered:NAME, random:X or unbiased:NAME:X.",
         of=_SPECULATIVE,
         value="NAME",
     )

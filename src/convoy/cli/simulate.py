@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from convoy.hardware.step import Simulation
     from convoy.hardware.tasks import Step
 
-_SWEEPS = ("groups", "turns", "batch-size", "switch-cost", "banks-per-unit")
+_SWEEPS = ("groups", "turns", "batch-size", "switch-cost", "banks-per-unit", "units")
 
 
 def simulate(
@@ -61,11 +61,19 @@ def simulate(
     check_count("--image-size", image_size, 224)
     check_count("--classes", classes, 1000)
     wanted = _swept(sweep)
+    network = _network(model, image_size, classes)
+    from convoy.hardware.engines import PRESETS
+
+    if hardware in PRESETS:
+        return _engines(network, PRESETS[hardware], batch_size, image_size, wanted, json)
+    if wanted[0][0] == "units":
+        from convoy.errors import OptionError
+
+        raise OptionError(f"--sweep units is of engines, not of {hardware}", hint="add --hardware two-engines")
     from convoy.hardware.description import load_hardware
     from convoy.hardware.step import simulate as carry_out
 
     described = load_hardware(hardware)
-    network = _network(model, image_size, classes)
     if calibrate is not None:
         return _calibrate(
             network, model, batch_size, image_size, described.element_bytes, device, calibrate, json, quiet
@@ -104,6 +112,23 @@ def _network(model: str, image_size: int, classes: int) -> Any:
     from convoy.models import load
 
     return load(model, classes=classes, image_size=image_size)
+
+
+def _engines(
+    network: Any, engines: Any, batch_size: int, image_size: int, wanted: list[tuple[str, str]], as_json: bool
+) -> int:
+    """Speculative training on engines of multiply-accumulate units."""
+    from convoy.errors import OptionError
+    from convoy.strategies.speculative.modelled import time_per_sample
+
+    if wanted[0][0] not in ("", "units"):
+        raise OptionError(
+            f"--sweep {wanted[0][0]} is of units in memory, not of {engines.name}", hint="sweep units=64,128,256"
+        )
+    units = [int(value) for what, value in wanted if what]
+    found = time_per_sample(network, engines, batch_size, (3, image_size, image_size), units)
+    result(found.to_dict(), found.table(), as_json=as_json)
+    return 0
 
 
 def _tasks(network: Any, name: str, batch_size: int, image_size: int) -> Step:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convoy.strategies.speculative.acceptance import Selection, by_chance, by_signal, by_softmax, cosine, products
+from convoy.strategies.speculative.acceptance import (
+    Selection,
+    by_chance,
+    by_draw,
+    by_signal,
+    by_softmax,
+    cosine,
+    products,
+    signal_distance,
+)
 
 
 def test_by_signal_measures_in_units_of_the_mini_batch() -> None:
@@ -25,6 +35,33 @@ def test_what_is_no_number_is_computed_exactly() -> None:
     guess = exact.clone()
     guess[1] = float("nan")
     assert by_signal(guess, exact, 0.5).index.tolist() == [1]
+    assert by_draw(signal_distance(guess, exact), 0.5, 0, 0).index.tolist() == [1]
+    nothing = torch.zeros(3, 2)  # no unit to measure in
+    assert by_signal(guess, nothing, float("inf")).all and by_draw(signal_distance(guess, nothing), 1.0, 0, 0).all
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_drawn_test_is_exact_on_average_and_bounded(silent: bool) -> None:
+    """Whatever the distances: the mean of ŝ + b/q (s − ŝ) over the draws is s, and no correction is longer than the
+    threshold or the sample's own."""
+    torch.manual_seed(0)
+    exact = torch.randn(12, 5) * torch.tensor([0.01, 0.1, 1.0, 2.0]).repeat(3)[:, None]
+    guess = None if silent else 0.5 * torch.randn(12, 5)
+    base = torch.zeros_like(exact) if guess is None else guess
+    distance, total, accepted = signal_distance(guess, exact), torch.zeros_like(exact), 0.0
+    for batch in range(2000):
+        selection = by_draw(distance, 0.8, 7, batch)
+        rows = selection.scaled(guess, exact)
+        longest = (rows - selection.rows(base)).norm(dim=1)
+        own = (exact - base).norm(dim=1)
+        unit = own / distance
+        assert bool((longest <= torch.maximum(own, 0.8 * unit)[selection.index] * 1.001).all())
+        total += selection.mixed(guess, rows) / 2000
+        accepted += selection.accepted / 2000
+    assert (total - exact).norm() < 0.05 * exact.norm()
+    assert abs(accepted - float((1 - distance / 0.8).clamp(min=0).mean())) < 0.02
+    assert by_draw(distance, 0.8, 7, 3).code == by_draw(distance, 0.8, 7, 3).code
+    assert by_draw(distance, 0.0, 7, 3).all and by_draw(distance, 0.0, 7, 3).scale == 1.0
 
 
 def test_by_softmax_rejects_labels_not_seen() -> None:

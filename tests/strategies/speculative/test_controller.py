@@ -28,11 +28,28 @@ def test_agreement_switches_on_and_off_with_hysteresis() -> None:
 
 
 def test_speculation_that_accepts_too_little_is_switched_off() -> None:
-    controller = Controller(Rule.parse("auto:0.7,0.5,1"), 1)
+    controller = Controller(Rule.parse("auto:0.7,0.5,2"), 1)
     assert not controller.observe(1.0, 0.2)
     assert controller.observe(1.0, 0.4) and controller.on  # (0.2 + 0.4) / 2
     assert not controller.observe(1.0, 0.1)
     assert controller.observe(1.0, 0.0) and not controller.on
+
+
+@pytest.mark.parametrize(
+    ("agreement", "accepted", "said"),
+    [(0.9, 0.1, "probes accept 10% of the samples, and 30% are needed; give a higher threshold"),
+     (0.4, 0.9, "agreement is 0.40, and 0.7 is needed; give a lower threshold"), (0.9, 0.9, None)],
+)  # fmt: skip
+def test_that_nothing_was_speculated_is_told_once(agreement: float, accepted: float, said: str | None) -> None:
+    controller, told = Controller(Rule.parse("auto:0.7,0.5,2"), 1), []
+    for number in range(8):
+        controller.observe(agreement, accepted)
+        told.append(controller.idle())
+        if number == 1:  # a resumed run goes on counting
+            state, controller = controller.state(), Controller(Rule.parse("auto:0.7,0.5,2"), 1)
+            controller.restore(state)
+    assert [t is not None for t in told] == [said is not None and n == 3 for n in range(8)]
+    assert said is None or said in str(told[3])
 
 
 def test_always_speculates_and_probes_where_asked() -> None:
@@ -42,7 +59,7 @@ def test_always_speculates_and_probes_where_asked() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=8), st.integers(0, 7))
 def test_a_restored_controller_goes_on_alike(agreements: list[float], cut: int) -> None:
-    rule = Rule.parse("auto:0.3,0.1,1")
+    rule = Rule.parse("auto:0.3,0.1,2")
     one, other = Controller(rule, 1), Controller(rule, 1)
     for place, agreement in enumerate(agreements):
         if place == cut:
@@ -55,7 +72,7 @@ def test_a_restored_controller_goes_on_alike(agreements: list[float], cut: int) 
 
 @given(st.lists(st.floats(-1, 0.29), min_size=1))
 def test_noise_is_never_trained_on(agreements: list[float]) -> None:
-    controller = Controller(Rule.parse("auto:0.3,0.1,1"), 1)
+    controller = Controller(Rule.parse("auto:0.3,0.1,2"), 1)
     assert not any(controller.observe(a, 1.0) or controller.on for a in agreements)
 
 
@@ -63,6 +80,12 @@ def test_noise_is_never_trained_on(agreements: list[float]) -> None:
                                   "always:0", "always:", "always:-1"])  # fmt: skip
 def test_what_is_no_controller(text: str) -> None:
     with pytest.raises(OptionError, match="controller is"):
+        Rule.parse(text)
+
+
+@pytest.mark.parametrize("text", ["auto:0.7,0.5,1", "always:1"])
+def test_probes_only_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"makes every mini-batch a probe.* never speculates"):
         Rule.parse(text)
 
 

@@ -16,7 +16,9 @@ from convoy.schedule.action import Action
 from convoy.strategies.speculative import Speculative
 
 CUT = ["label-last", "label-mean", "error-scaled", "per-sample", "linear", "network", "zero", "unbiased:label-mean:0.4"]
-CHOICES = [*(("cut", name) for name in CUT), *(("faithful", name) for name in CUT[:2]), ("faithful", "label-last")]
+CUT += ["dithered:zero", "dithered:linear"]
+CHOICES = [*(("cut", name) for name in CUT), *(("faithful", name) for name in ("label-mean", "label-last", "zero"))]
+CHOICES += [("faithful", "label-last"), ("faithful", "dithered:zero")]
 
 
 @hypothesis_settings(max_examples=16, deadline=None)
@@ -28,14 +30,18 @@ CHOICES = [*(("cut", name) for name in CUT), *(("faithful", name) for name in CU
     clip=st.sampled_from([None, 0.5]),
     delays=st.lists(st.integers(0, 3), min_size=7, max_size=7),
 )
-def test_random_delays(train: Any, images: Any, net: str, choice: tuple[str, str], threshold: float, controller: str,
-                       clip: float | None, delays: list[int]) -> None:  # fmt: skip
+def test_random_delays(train: Any, images: Any, net: str, choice: tuple[str, str], threshold: float | None,
+                       controller: str, clip: float | None, delays: list[int]) -> None:  # fmt: skip
     def disturb(lane: str, action: Action) -> None:
         milliseconds = delays[(len(action.subject) + ord(action.kind) + action.batch + len(lane)) % 7]
         if milliseconds > 1:
             time.sleep(1e-3 * (milliseconds - 1))
 
     data = images((6, 5, 6, 6, 4))
+    if choice[1].startswith("unbiased"):
+        threshold = None
+    elif choice[1].startswith("dithered") and threshold == float("inf"):
+        threshold = 9.0
     fields: dict[str, Any] = {
         "form": choice[0], "predictor": choice[1], "threshold": threshold, "warmup": 1, "controller": controller,
     }  # fmt: skip

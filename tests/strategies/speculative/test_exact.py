@@ -13,18 +13,21 @@ from convoy.strategies.speculative import Speculative
 
 SIZES = (6, 6, 5, 6, 6, 3)
 PREDICTORS = [
-    "label-last", "label-mean", "error-scaled", "per-sample", "linear", "network", "zero", "unbiased:label-mean:0",
+    "label-last", "label-mean", "error-scaled", "per-sample", "linear", "network", "zero", "dithered:zero",
+    "dithered:linear", "unbiased:label-mean:0",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("net", ["plain", "skip"])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_a_threshold_of_zero(train: Any, images: Any, net: str, predictor: str) -> None:
-    _exact(train, images(SIZES), net, Speculative(predictor=predictor, threshold=0, warmup=1, controller="always:3"))
+    threshold = None if predictor.startswith("unbiased") else 0
+    strategy = Speculative(predictor=predictor, threshold=threshold, warmup=1, controller="always:3")
+    _exact(train, images(SIZES), net, strategy)
 
 
 @pytest.mark.parametrize("net", ["plain", "skip"])
-@pytest.mark.parametrize("predictor", ["label-last", "label-mean"])
+@pytest.mark.parametrize("predictor", ["label-last", "label-mean", "zero", "dithered:zero"])
 def test_the_faithful_form_at_a_threshold_of_zero(train: Any, images: Any, net: str, predictor: str) -> None:
     fields: dict[str, Any] = {"form": "faithful", "predictor": predictor}
     _exact(train, images(SIZES), net, Speculative(threshold=0, warmup=1, controller="always:3", **fields))

@@ -80,6 +80,55 @@ def test_against_the_same_by_hand(train: Any, images: Any, net: Any, threshold: 
         torch.testing.assert_close(got.model.get_submodule(name).weight.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("cut", [None, "5"])
+def test_confident_samples_are_left_out(train: Any, images: Any, net: Any, cut: str | None) -> None:
+    """Predictor zero: who is near the label gives nothing to any gradient, and nothing is remembered or sent back."""
+    if cut is not None:
+        with pytest.raises(OptionError, match="cut is '5', but predictor 'zero' remembers no outcomes"):
+            Speculative(form="faithful", predictor="zero", cut=cut)
+        return
+    ((x, y),) = images((8,))
+    by_hand = ByHand(net("plain"), x, y)
+    distance = by_hand.error.abs().sum(1)
+    threshold = float(distance.sort().values[3:5].mean())  # four of them are nearer
+    kept = (distance >= threshold).float()[:, None]
+    exact = by_hand.signals(by_hand.error * kept, by_hand.decided())
+
+    strategy = Speculative(form="faithful", predictor="zero", threshold=threshold, warmup=1, controller="always")
+    got = train(strategy, "plain", [(x, y), (x, y)], optimizer=still)
+    assert got.measures[-1]["accepted"] == 0.5 and got.plan.remembered == () and got.plan.memory_bytes == 0
+    assert "nothing remembered" in got.plan.table()
+    assert not any(e.kind == "action" and e.name.startswith(("P", "I~")) for e in got.events)
+    for name, gradient in by_hand.gradients(exact).items():
+        torch.testing.assert_close(got.model.get_submodule(name).weight.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_who_is_left_out_is_asked_of_the_loss_not_of_the_softmax(images: Any) -> None:
+    """With smoothed labels a sure sample still has an error: ‖p − (0.9 e_c + 0.02)‖₁."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Flatten(), nn.Linear(108, 5)), nn.CrossEntropyLoss(label_smoothing=0.1)
+    ((x, y),) = images((16,))
+    again: Any = {}
+    target = 0.9 * torch.nn.functional.one_hot(y, 5) + 0.02
+    distance = (torch.softmax(model(x), 1).detach() - target).abs().sum(1)
+    threshold = float(distance.median())
+    strategy = Speculative(form="faithful", predictor="zero", threshold=threshold, warmup=1, controller="always")
+    with strategy.bind(model, loss, still(model), settings=Settings(threads=1)) as step:
+        for _ in range(2):
+            again = step(x, y).measures
+    assert abs(again["accepted"] - float((distance < threshold).float().mean())) <= 1 / 16
+    assert again["distance"] == pytest.approx(float(distance.mean()), rel=1e-4)
+
+
+def test_leaving_out_needs_no_outcomes_of_layers(images: Any) -> None:
+    """GELU remembers nothing, and with predictor zero nothing is asked of it but its rows."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(96, 5))
+    strategy = Speculative(form="faithful", predictor="zero", threshold=1.9, warmup=1, controller="always")
+    with strategy.bind(model, nn.CrossEntropyLoss(), still(model)) as step:
+        modes = [step(*batch).measures["mode"] for batch in images((4, 4))]
+    assert modes == ["exact", "speculate"]
+
+
 def test_from_the_planned_layer_down_true_outcomes_are_used(train: Any, images: Any, net: Any) -> None:
     data = images((8, 8))
     first, second = (ByHand(net("plain"), *batch) for batch in data)
@@ -131,8 +180,8 @@ def test_memory_is_packed_and_said_beforehand(train: Any, images: Any) -> None:
 
 def test_majorities_and_means(train: Any, images: Any, net: Any) -> None:
     """With label-mean, what a label's samples agree on is kept: the same batch again is accepted, and half agrees."""
-    data = images((8,)) * 6
-    strategy = Speculative(form="faithful", predictor="label-mean", threshold=0.2, warmup=4, controller="always:1")
+    data = images((8,)) * 7
+    strategy = Speculative(form="faithful", predictor="label-mean", threshold=0.2, warmup=4, controller="always:2")
     got = train(strategy, "plain", data, optimizer=still)
     probes = [d for name, _, d in got.decisions if name == "probe"]
     assert len(probes) == 2 and all(p["accepted"] == 1.0 and p["agreement"] > 0.5 for p in probes)

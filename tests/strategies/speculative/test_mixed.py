@@ -66,8 +66,9 @@ def test_what_is_unbiased_makes_up_for_the_samples_that_are_left_out(train: Any,
     def still(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.0)
 
-    def gradient(predictor: str, warmup: int, seed: int) -> torch.Tensor:
-        strategy = Speculative(cut=2, predictor=predictor, warmup=warmup, controller="always")
+    def gradient(predictor: str, warmup: int, seed: int, threshold: float | None = None) -> torch.Tensor:
+        fields: dict[str, Any] = {"predictor": predictor, "threshold": threshold}
+        strategy = Speculative(cut=2, **fields, warmup=warmup, controller="always")
         got = train(strategy, "plain", data, optimizer=still, seed=seed)
         grad: torch.Tensor = got.model.get_submodule("2").weight.grad
         return grad
@@ -75,8 +76,10 @@ def test_what_is_unbiased_makes_up_for_the_samples_that_are_left_out(train: Any,
     exact, start = gradient("zero", 2, 0), gradient("label-last", 2, 0)
     assert torch.equal(exact, start)
     drawn = torch.stack([gradient("unbiased:label-last:0.5", 1, seed) for seed in range(40)])
+    dithered = torch.stack([gradient("dithered:label-last", 1, seed, 2.0) for seed in range(40)])
     left_out = torch.stack([gradient("random:0.5", 1, seed) for seed in range(40)])
     spread = drawn.std(0).norm() / 40**0.5
     assert (drawn.mean(0) - exact).norm() < 3 * spread
+    assert 0 < (dithered.mean(0) - exact).norm() < 3 * dithered.std(0).norm() / 40**0.5
     assert (left_out.mean(0) - 0.5 * exact).norm() < 0.25 * exact.norm()
     assert (left_out.mean(0) - exact).norm() > 0.3 * exact.norm()

@@ -156,10 +156,11 @@ def test_memory_is_what_was_said(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [("label-men", "did you mean label-mean"), ("unbiased:zer:0.5", "did you mean zero"), ("random:1", "a share of 1"),
-     ("unbiased:zero:x", "a share of x"), ("nonsense", "one of: label-last.* random:X, unbiased:NAME:X"),
+     ("unbiased:zero:x", "a share of x"), ("nonsense", "one of: label-last.* dithered:NAME, random:X, unbiased:NAME:X"),
      ("random", "does not say the share.*random:0.5"), ("random:", "does not say the share"),
      ("unbiased:linear", "does not say the share.*unbiased:linear:0.5"), ("unbiased", "write unbiased:NAME:X"),
-     ("unbiased::0.5", "write unbiased:NAME:X"), ("", "'' is unknown")],
+     ("unbiased::0.5", "write unbiased:NAME:X"), ("", "'' is unknown"), ("dithered", "write dithered:NAME"),
+     ("dithered:zer", "did you mean zero"), ("dithered:", "does not say whose prediction")],
 )  # fmt: skip
 def test_what_is_no_predictor(text: str, said: str) -> None:
     with pytest.raises(OptionError, match=said):

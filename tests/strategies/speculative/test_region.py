@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,6 @@ from convoy.graph.capture import capture
 from convoy.models import build
 from convoy.strategies.speculative import Speculative
 from convoy.strategies.speculative.faithful import true_from
-from convoy.strategies.speculative.forecast import makespan
 from convoy.strategies.speculative.region import cut_region, unit_flops
 from convoy.strategies.tasks.units import Units, units_of
 
@@ -107,12 +108,31 @@ def test_true_outcomes_are_there_when_the_error_comes(name: str) -> None:
         ({"controller": 5}, "controller is 5"), ({"predictor": 3}, "predictor is 3"), ({"cut": 1.5}, "cut is 1.5"),
         ({"cut": ["c1"]}, "cut is .'c1'"), ({"cut": True}, "cut is True"),
         ({"cut": ""}, "cut is ''"), ({"form": ["cut"]}, "form is "),
+        ({"predictor": "random:0.5", "threshold": 0.3}, "threshold is 0.3, but predictor 'random:0.5' accepts"),
+        ({"predictor": "unbiased:zero:0.5", "threshold": 0}, "threshold is 0, but predictor 'unbiased:zero:0.5'"),
+        ({"predictor": "dithered:zero", "threshold": float("inf")}, "threshold is inf, and predictor 'dithered:zero'"),
+        ({"form": "faithful", "predictor": "dithered:label-last"}, "'dithered:label-last' is for the cut form"),
+        ({"form": "faithful", "predictor": "random:0.5"}, "'random:0.5' is for the cut form"),
+        ({"controller": "auto:0.7,0.5,1"}, "every mini-batch a probe"),
     ],
 )  # fmt: skip
 def test_fields_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said) as caught:
         Speculative(**fields)
     assert caught.value.hint
+
+
+def test_where_chance_alone_accepts_there_is_no_threshold(train: Any, images: Any) -> None:
+    strategy = Speculative(predictor="random:0.5", warmup=1, controller="always")
+    assert strategy.threshold is None and strategy.limit == float("inf") and "smaller share" in str(strategy.suspects)
+    plan = train(strategy, "plain", images((4,))).plan
+    assert plan.threshold is None and "no threshold" in plan.table()
+    assert type(plan).from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize("value", [1, np.float32(0.5), Fraction(1, 2)])
+def test_thresholds_of_any_real_type_become_floats(value: Any) -> None:
+    assert type(Speculative(threshold=value).threshold) is float and Speculative(threshold=value).limit == float(value)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +161,3 @@ def test_a_cut_that_is_no_place_is_told_the_places(cut: str | int, said: str, hi
 def test_memory_that_does_not_suffice(train: Any, images: Any) -> None:
     with pytest.raises(OptionError, match=r"predictor label-mean holds .* and memory is 1.0 kB"):
         train(Speculative(memory=1000), "plain", images((4,)))
-
-
-def test_makespan_of_a_diamond() -> None:
-    """0 → 1, 2, 3 → 4: one engine takes the sum, two the longer side."""
-    seconds, successors, waits = [1.0, 4.0, 2.0, 2.0, 1.0], [(1, 2, 3), (4,), (4,), (4,), ()], [0, 1, 1, 1, 3]
-    assert makespan(seconds, successors, waits, 1) == 10.0
-    assert makespan(seconds, successors, waits, 2) == 6.0
-    assert makespan(seconds, successors, waits, 9) == 6.0

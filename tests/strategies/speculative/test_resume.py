@@ -20,6 +20,7 @@ STRATEGIES = [
     replace(CUT, predictor="network"),
     replace(CUT, form="faithful", predictor="label-last", threshold=0.8),
     replace(CUT, form="faithful", predictor="label-mean", cut=None, threshold=0.8),
+    replace(CUT, form="faithful", predictor="dithered:zero", cut=None, threshold=6.0),
 ]
 
 
@@ -114,3 +115,18 @@ def test_targets_that_are_no_labels(parts: Any, batches: Any) -> None:
         for target, found in ((y.float(), "float32"), (y[:-1], r"\(3,\)"), ([1, 2], "a list")):
             with pytest.raises(DataError, match=f"4 whole numbers as target, got .*{found}"):
                 step(x, target)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"), [(-100, "-100 is none of the 3 classes"), (99, "99 is none of the 3 classes")]
+)
+def test_labels_that_are_no_classes(parts: Any, batches: Any, label: int, said: str) -> None:
+    """Such as a loss's ignore_index: sequential training may bear it, a memory by label cannot."""
+    made = parts()
+    x, y = batches(1)[0]
+    y[1] = label
+    with (
+        CUT.bind(made.model, nn.CrossEntropyLoss(ignore_index=-100), made.optimizer) as step,
+        pytest.raises(DataError, match=said),
+    ):
+        step(x, y)

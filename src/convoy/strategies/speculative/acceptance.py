@@ -18,12 +18,12 @@ from convoy.graph.random import Key, stable_seed
 class Selection:
     """The samples that are computed exactly. ``index``: their numbers, ascending, [rejected]. ``distance``: mean of
     what the test compared with the threshold. ``scale``: factor on exact minus speculated, for estimates that are to
-    be unbiased."""
+    be unbiased: one for all, or one for each rejected sample."""
 
     samples: int
     index: Tensor
     distance: float = 0.0
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
     @property
     def rejected(self) -> int:
@@ -51,7 +51,7 @@ class Selection:
         return format(sum(1 << i for i in range(self.samples) if i not in refused), "x")
 
     @staticmethod
-    def of(rejected: Tensor, distance: float = 0.0, scale: float = 1.0) -> Selection:
+    def of(rejected: Tensor, distance: float = 0.0, scale: float | Tensor = 1.0) -> Selection:
         """From a bool for each sample."""
         return Selection(rejected.shape[0], rejected.nonzero().flatten(), distance, scale)
 
@@ -60,6 +60,18 @@ class Selection:
     def rows(self, value: Tensor) -> Tensor:
         """The rejected samples' rows [rejected, ...] of a whole tensor; itself where all are rejected."""
         return value if self.all else value[self.index]  # by indexing, which keeps channels last
+
+    def scaled(self, speculated: Tensor | None, exact: Tensor) -> Tensor:
+        """Whole tensors → rejected samples' rows, ŝ + ``scale`` · (s − ŝ); ``speculated`` None is ŝ = 0."""
+        rows, scale = self.rows(exact), self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+        elif scale == 1.0:
+            return rows
+        if speculated is None:
+            return scale * rows
+        guess = self.rows(speculated)
+        return guess + scale * (rows - guess)
 
     def mixed(self, speculated: Tensor | None, exact: Tensor) -> Tensor:
         """Whole tensor [N, ...]: ``exact`` rows of the rejected samples, ``speculated`` ones (None: zeros) of the
@@ -76,36 +88,58 @@ class Selection:
         return whole
 
 
-def by_signal(speculated: Tensor | None, exact: Tensor, threshold: float) -> Selection:
-    """Accept where ‖ŝ_i − s_i‖ < θ · √(mean_j ‖s_j‖²): the error counts in units of the mini-batch's root mean
-    square signal, so that the relative error of all accepted rows together is below θ. ``speculated`` None is ŝ = 0:
-    samples with hardly any signal are accepted. θ = 0 accepts nothing, θ = inf everything."""
+def signal_distance(speculated: Tensor | None, exact: Tensor) -> Tensor:
+    """‖ŝ_i − s_i‖ / √(mean_j ‖s_j‖²) for each sample [N]: in units of the mini-batch's root mean square signal.
+    ``speculated`` None is ŝ = 0. Where no sample has a signal, not a number."""
     own = tuple(range(1, exact.dim()))  # not flattened first: that would copy what is channels last
     squares = exact.square().sum(own)
-    unit = squares.mean().sqrt()
     errors = squares.sqrt() if speculated is None else (speculated - exact).square().sum(own).sqrt()
-    if threshold == float("inf"):
-        rejected = torch.zeros(exact.shape[0], dtype=torch.bool)
-    else:
-        rejected = ~(errors < threshold * unit)
-    relative = float(errors.mean() / unit) if float(unit) > 0 else 0.0
-    return Selection.of(rejected, relative)
+    return errors / squares.mean().sqrt()
+
+
+def by_signal(speculated: Tensor | None, exact: Tensor, threshold: float) -> Selection:
+    """Accept where ‖ŝ_i − s_i‖ < θ · √(mean_j ‖s_j‖²), so that the relative error of all accepted rows together is
+    below θ. ``speculated`` None: samples with hardly any signal are accepted. θ = 0 accepts nothing."""
+    return by_distance(signal_distance(speculated, exact), threshold)
+
+
+def by_distance(distance: Tensor, threshold: float) -> Selection:
+    """Accept where the distance [N] is below θ. What is no number is rejected."""
+    return Selection.of(~(distance < threshold), _mean(distance))
 
 
 def by_softmax(remembered: Tensor, softmax: Tensor, seen: Tensor, threshold: float) -> Selection:
     """Accept where ‖p_i − p̃_i‖₁ < θ and the label was seen before. Shapes [N, classes], [N, classes], [N]."""
     distance = (softmax - remembered).abs().sum(1)
     rejected = ~((distance < threshold) & seen)
-    known = distance[seen]
-    return Selection.of(rejected, float(known.mean()) if known.numel() else 2.0)
+    return Selection.of(rejected, _mean(distance[seen]) if bool(seen.any()) else 2.0)
+
+
+def by_draw(distance: Tensor, threshold: float, seed: int, batch: int) -> Selection:
+    """Reject with probability q_i = min(1, distance_i / θ), drawn by (seed, batch); a rejected row becomes
+    ŝ + (s − ŝ)/q_i, so that the mean over the draws is exact whatever the data. No row's correction is longer than the
+    longer of θ and its own. θ = 0 rejects all."""
+    if threshold == 0.0:
+        return by_distance(distance, 0.0)
+    chance = (distance / threshold).clamp(max=1.0)
+    rejected = ~(_uniform(distance.shape[0], seed, batch) >= chance)
+    return Selection.of(rejected, _mean(distance), 1.0 / chance[rejected])
 
 
 def by_chance(samples: int, accept: float, seed: int, batch: int, unbiased: bool) -> Selection:
     """Each sample is accepted with probability ``accept``, drawn by (seed, batch) and from nothing else. ``unbiased``:
     the rejected rows become ŝ + (s − ŝ)/(1 − ρ), so that the mean over the draws is exact."""
-    generator = torch.Generator().manual_seed(stable_seed(Key(seed, batch, 0, 0), "speculative.accept"))
-    rejected = torch.rand(samples, generator=generator) >= accept
+    rejected = _uniform(samples, seed, batch) >= accept
     return Selection.of(rejected, scale=1.0 / (1.0 - accept) if unbiased else 1.0)
+
+
+def _uniform(samples: int, seed: int, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(stable_seed(Key(seed, batch, 0, 0), "speculative.accept"))
+    return torch.rand(samples, generator=generator)
+
+
+def _mean(distance: Tensor) -> float:
+    return float(distance.nan_to_num().mean())
 
 
 def cosine(pairs: Sequence[tuple[float, float, float]]) -> float:

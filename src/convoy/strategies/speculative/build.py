@@ -17,6 +17,7 @@ from convoy.strategies.precision import autocast_of
 from convoy.strategies.speculative.controller import Mode
 from convoy.strategies.speculative.cut import cut_part, make_predictor
 from convoy.strategies.speculative.faithful import (
+    confident_part,
     faithful_part,
     faithful_region,
     make_memory,
@@ -27,8 +28,8 @@ from convoy.strategies.speculative.kernels import coupled
 from convoy.strategies.speculative.lower import How, Part, lower
 from convoy.strategies.speculative.outcomes import OutcomeMemory
 from convoy.strategies.speculative.plan import Saving, SpeculativePlan
-from convoy.strategies.speculative.predictors import LabelMean, Predictor
-from convoy.strategies.speculative.region import Flops, Region, cut_region, unit_flops
+from convoy.strategies.speculative.predictors import LabelMean, Predictor, Room, Zero
+from convoy.strategies.speculative.region import Flops, Region, cut_region, logits_of, unit_flops
 from convoy.strategies.speculative.strategy import Speculative
 from convoy.strategies.speculative.templates import templates
 from convoy.strategies.tasks.ops import Task
@@ -61,6 +62,11 @@ class Prepared:
     remembered: Remembered
     flops: Flops
     memory_bytes: int
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return self.units.specs[logits_of(self.units)].shape[1]
 
     @property
     def speculated_share(self) -> float:
@@ -131,7 +137,11 @@ def _faithful(
     strategy: Speculative, units: Units, settings: Settings, kept: Remembered | None, flops: Flops,
     inputs: Mapping[str, Tensor],
 ) -> _Formed:  # fmt: skip
-    region, mean = faithful_region(units), strategy.choice.kind is LabelMean
+    choice, mean = strategy.choice, strategy.choice.kind is LabelMean
+    region = faithful_region(units, remembering=not choice.kind.silent)
+    if choice.kind.silent:
+        part = confident_part(region, choice, strategy.limit, settings.seed)
+        return _Formed(region, part, Zero(Room((), 0, 0)), 0)
     where, names = true_from(units, flops, strategy.cut)
     remembers = outcomes_of(units, names, mean)
     memory = make_memory(units, remembers, mean, strategy.memory_bytes)
@@ -150,10 +160,10 @@ def program(prepared: Prepared, mode: Mode) -> TaskProgram:
 def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: int, batch_size: int) -> SpeculativePlan:
     """The plan of a prepared model. Its predictions count operations: the same on every machine."""
     graph = prepared.units.graph
-    one = _forecast(prepared, "exact", 1, 0.0)
+    one = forecast(prepared, "exact", 1, 0.0)
 
     def saving(mode: Mode, accepted: float) -> float:
-        return 1.0 - _forecast(prepared, mode, engines, accepted) / one if one else 0.0
+        return 1.0 - forecast(prepared, mode, engines, accepted) / one if one else 0.0
 
     return SpeculativePlan(
         model=graph.model_name,
@@ -162,7 +172,7 @@ def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: i
         cut=prepared.region.cut,
         speculated_share=prepared.speculated_share,
         predictor=str(strategy.predictor),
-        threshold=strategy.limit,
+        threshold=strategy.threshold,
         warmup=strategy.warmup,
         controller=strategy.controller,
         engines=engines,
@@ -177,7 +187,8 @@ def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: i
     )
 
 
-def _forecast(prepared: Prepared, mode: Mode, engines: int, accepted: float) -> float:
+def forecast(prepared: Prepared, mode: Mode, engines: int, accepted: float) -> float:
+    """Seconds that a mini-batch takes equal engines, from its operations alone; only proportions mean something."""
     assumed = replace(prepared, how=replace(prepared.how, accepted=accepted))
     ops = lower(prepared.units, assumed.part, mode, assumed.how).ops
     recurring = program(assumed, mode).recurring

@@ -51,6 +51,11 @@ class Rule:
             right = False
         if not right:
             raise OptionError(f"controller is {text!r}", hint=_HINT)
+        if rule.every == 1:
+            raise OptionError(
+                f"controller {text!r} makes every mini-batch a probe, and probes train exactly, so it never speculates",
+                hint="let every second or a later mini-batch be a probe: EVERY of 2 or more",
+            )
         return rule
 
 
@@ -60,6 +65,8 @@ class Controller:
     SMOOTHING = 0.5
     ENOUGH, TOO_FEW = 0.3, 0.15
     """Share of accepted samples, smoothed: speculation begins at the one and ends below the other."""
+    PATIENCE = 4
+    """After so many probes without speculation, that is told."""
 
     def __init__(self, rule: Rule, warmup: int) -> None:
         self._rule, self._warmup = rule, warmup
@@ -68,6 +75,7 @@ class Controller:
         """Smoothed cosine of speculated and exact gradients; None before the first probe."""
         self.accepted: float | None = None
         """Smoothed share of the samples that probes would have accepted."""
+        self._probes, self._ever = 0, self.on
 
     def mode(self, batch: int) -> Mode:
         since = batch - self._warmup
@@ -85,6 +93,17 @@ class Controller:
         rest = f"{warmup} of them warm-up and the last one a probe" if batches > warmup else f"its warm-up {warmup}"
         return f"the run has {batches} mini-batches, {rest}, so it will never speculate: give a smaller warmup"
 
+    def idle(self) -> str | None:
+        """Right after probe ``PATIENCE``, why nothing was speculated so far; else None."""
+        if self._probes != self.PATIENCE or self._ever:
+            return None
+        assert self.accepted is not None and self.agreement is not None
+        if self.accepted < self.ENOUGH:
+            found = f"probes accept {self.accepted:.0%} of the samples, and {self.ENOUGH:.0%} are needed"
+            return f"nothing was speculated so far: {found}; give a higher threshold or another predictor"
+        found = f"the gradients' agreement is {self.agreement:.2f}, and {self._rule.on:g} is needed"
+        return f"nothing was speculated so far: {found}; give a lower threshold or another predictor"
+
     def observe(self, agreement: float, accepted: float) -> bool:
         """Whether this switches speculation on or off."""
         before = self.on
@@ -93,13 +112,19 @@ class Controller:
         if not self._rule.always:
             agree, enough = (self._rule.off, self.TOO_FEW) if self.on else (self._rule.on, self.ENOUGH)
             self.on = self.agreement >= agree and self.accepted >= enough
+        self._probes += 1
+        self._ever |= self.on
         return self.on != before
 
     def _smooth(self, before: float | None, value: float) -> float:
         return value if before is None else self.SMOOTHING * before + (1 - self.SMOOTHING) * value
 
     def state(self) -> dict[str, Any]:
-        return {"on": self.on, "agreement": self.agreement, "accepted": self.accepted}
+        return {
+            "on": self.on, "agreement": self.agreement, "accepted": self.accepted,
+            "probes": self._probes, "ever": self._ever,
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.on, self.agreement, self.accepted = bool(state["on"]), state["agreement"], state["accepted"]
+        self._probes, self._ever = int(state.get("probes", 0)), bool(state.get("ever", self.on))

@@ -10,7 +10,7 @@ from torch import Tensor
 from convoy.errors import OptionError
 from convoy.schedule.plan import megabytes
 from convoy.strategies.speculative import kernels
-from convoy.strategies.speculative.acceptance import Selection, by_chance, by_signal
+from convoy.strategies.speculative.acceptance import Selection, by_chance, by_draw, by_signal, signal_distance
 from convoy.strategies.speculative.lower import Memory, Part
 from convoy.strategies.speculative.predictors import Predictor, Room
 from convoy.strategies.speculative.region import Region, label_specs, logits_of
@@ -45,6 +45,8 @@ def cut_part(
     wanted = tuple(values[want] for want in predictor.wants)
 
     def test(frame: Frame, speculated: Tensor | None, exact: Tensor) -> Selection:
+        if choice.dithered:
+            return by_draw(signal_distance(speculated, exact), threshold, seed, frame.batch)
         measured = by_signal(speculated, exact, threshold)
         if choice.chance is None:
             return measured

@@ -4,6 +4,10 @@ while the forward pass runs; from a planned layer downwards with the true outcom
 Source: Park and Suh, "Speculative Backpropagation for CNN Parallel Training", IEEE Access 8, 2020, for the idea; the
 rest is a reconstruction. In a BatchNorm above that layer, the terms that couple samples need the mini-batch's own
 activations and are left out: δ̃ ← δ̃ · γ σ⁻¹ with σ of the mini-batch before.
+
+With predictor "zero" the remembered softmax of a label is the label itself, p̃_c = e_c (ours). Then δ̃ = 0: nothing is
+sent back and nothing remembered, and accepted samples, of which the network is sure, are left out of the backward pass.
+The test is on the error itself, ‖δ‖₁ < θ, which is ‖p − e_c‖₁ for cross-entropy and right for any other loss.
 """
 
 from __future__ import annotations
@@ -19,11 +23,13 @@ from convoy.graph.random import keyed
 from convoy.graph.rules.activations import SignActivation
 from convoy.graph.split import cut_after_layer, cut_at_module, cut_name
 from convoy.schedule.plan import megabytes
-from convoy.strategies.speculative.acceptance import by_softmax
+from convoy.strategies.speculative import kernels
+from convoy.strategies.speculative.acceptance import Selection, by_distance, by_draw, by_softmax
 from convoy.strategies.speculative.frame import notes
 from convoy.strategies.speculative.lower import Memory, Part
 from convoy.strategies.speculative.outcomes import KINDS, OutcomeMemory, Remembers
 from convoy.strategies.speculative.region import Flops, Region, check_rules, logits_of
+from convoy.strategies.speculative.registry import Choice
 from convoy.strategies.speculative.templates import Template
 from convoy.strategies.tasks.ops import Frame, Run
 from convoy.strategies.tasks.units import Unit, Units
@@ -31,10 +37,11 @@ from convoy.strategies.tasks.units import Unit, Units
 LOGITS = "logits"
 
 
-def faithful_region(units: Units) -> Region:
-    """All that is trained. Raises ModelError for the first layer through which no remembered error can be sent."""
+def faithful_region(units: Units, remembering: bool) -> Region:
+    """All that is trained. Raises ModelError for the first layer through which no remembered error can be sent, or,
+    where nothing is remembered, not those of some samples alone."""
     inside = frozenset(units.active)
-    for unit in units.units:
+    for unit in units.units if remembering else ():
         if unit.bound is None or unit.rule.rule.kind not in KINDS:
             node = units.graph.by_name[unit.name]
             where = f" ({node.line})" if node.line else ""
@@ -94,6 +101,18 @@ def make_memory(units: Units, remembers: Mapping[str, Remembers], mean: bool, li
             hint="raise memory, or use true outcomes from a higher layer on (cut)",
         )
     return OutcomeMemory(remembers, classes, mean)
+
+
+def confident_part(region: Region, choice: Choice, threshold: float, seed: int) -> Part:
+    """What is lowered where samples with hardly any error at the logits are left out of the backward pass."""
+
+    def test(frame: Frame, speculated: Tensor | None, exact: Tensor) -> Selection:
+        distance = exact.float().abs().sum(1) * exact.shape[0]  # of the samples' own losses, not their mean
+        if choice.dithered:
+            return by_draw(distance, threshold, seed, frame.batch)
+        return by_distance(distance, threshold)
+
+    return Part(region.start, region.inside, kernels.compare(test), (), None)
 
 
 def faithful_part(

@@ -79,11 +79,7 @@ def start_rows(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
     selection, exact, *speculated = args
     if selection.none:
         return (None,)
-    rows = selection.rows(exact)
-    if selection.scale != 1.0:
-        guess = selection.rows(speculated[0]) if speculated else torch.zeros_like(rows)
-        rows = guess + selection.scale * (rows - guess)
-    return (rows,)
+    return (selection.scaled(speculated[0] if speculated else None, exact),)
 
 
 def rows_input_grad(unit: Unit, wanted: Sequence[int]) -> Run:
@@ -149,8 +145,9 @@ def probed_weight_grad(unit: Unit) -> Run:
         saved, selection, exact, *speculated = args
         everything = Selection(selection.samples, torch.arange(selection.samples))
         gradients = _of_mixed(unit, saved, everything, exact, None)
-        rows = None if selection.none else selection.rows(exact)
-        mixed = _of_mixed(unit, saved, selection, rows, speculated[0] if speculated else None)
+        guess = speculated[0] if speculated else None
+        rows = None if selection.none else selection.scaled(guess, exact)
+        mixed = _of_mixed(unit, saved, selection, rows, guess)
         notes(frame)[f"agreement.{unit.name}"] = products(mixed, gradients)
         return (gradients,)
 

@@ -19,9 +19,10 @@ class Saving:
 @dataclass(frozen=True)
 class SpeculativePlan(Plan):
     """``cut``: where speculation begins (cut form), or the node from which downwards true outcomes are used (faithful
-    form). ``speculated_share``: of the backward pass's operations. ``actions``: of a mini-batch that is speculated.
-    ``memory_bytes``: what is remembered at most. ``savings`` are predicted from operations alone, for equal engines;
-    ``exact_saving`` is that of exact training on the same two engines, whose weight gradients wait for nobody."""
+    form; empty where nothing is remembered). ``threshold``: None where chance alone accepts. ``speculated_share``: of
+    the backward pass's operations. ``actions``: of a mini-batch that is speculated. ``memory_bytes``: what is
+    remembered at most. ``savings`` are predicted from operations alone, for equal engines; ``exact_saving`` is that
+    of exact training on the same two engines, whose weight gradients wait for nobody."""
 
     strategy: ClassVar[str] = "speculative"
 
@@ -31,7 +32,7 @@ class SpeculativePlan(Plan):
     cut: str
     speculated_share: float
     predictor: str
-    threshold: float
+    threshold: float | None
     warmup: int
     controller: str
     engines: int
@@ -46,13 +47,14 @@ class SpeculativePlan(Plan):
 
     def table(self) -> str:
         where = f"cut before {self.cut}" if self.form == "cut" else f"true outcomes from {self.cut} downwards"
+        where = where if self.cut else "nothing remembered"
+        test = "no threshold" if self.threshold is None else f"threshold {self.threshold:g}"
         lines = [
             f"{self.model}, batch {self.batch_size}: {self.form} form, {where}, "
             f"{self.speculated_share:.0%} of the backward pass speculated",
             f"{self.engines} engine{'s' * (self.engines > 1)} of {self.threads_per_engine} "
             f"thread{'s' * (self.threads_per_engine > 1)}, {self.actions} actions a mini-batch",
-            f"predictor {self.predictor}, threshold {self.threshold:g}, warm-up {self.warmup} mini-batches, "
-            f"controller {self.controller}",
+            f"predictor {self.predictor}, {test}, warm-up {self.warmup} mini-batches, controller {self.controller}",
             f"remembers {megabytes(self.memory_bytes)} at most, of {megabytes(self.memory_limit_bytes)} allowed",
             columns(
                 ("accepted", "predicted time saved"),

@@ -1,7 +1,8 @@
 """Predictors by name. A new one is a class and a line here.
 
-``label-mean`` · ``unbiased:label-mean:0.5`` (half of the samples keep the prediction, drawn by chance, and the others
-make up for it) · ``random:0.5`` (half of the samples, drawn by chance, are skipped).
+``label-mean`` · ``dithered:label-mean`` (who is accepted is drawn, the likelier the nearer the prediction is, and
+who is not makes up for it) · ``unbiased:label-mean:0.5`` (half of the samples keep the prediction, drawn by chance, and
+the others make up for it) · ``random:0.5`` (half of the samples, drawn by chance, are skipped).
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ PREDICTORS: dict[str, type[Predictor]] = {
     kind.name: kind for kind in (LabelLast, LabelMean, ErrorScaled, PerSample, Linear, Network, Zero)
 }
 
-_ALL = f"one of: {', '.join(PREDICTORS)}, random:X, unbiased:NAME:X"
+_ALL = f"one of: {', '.join(PREDICTORS)}, dithered:NAME, random:X, unbiased:NAME:X"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A predictor and who accepts: ``chance`` None is the test against the threshold, else each sample is accepted with
-    that probability; ``unbiased`` then makes up for it (control variate)."""
+    that probability; ``unbiased`` then makes up for it (control variate). ``dithered``: the test is drawn, with
+    probabilities by the distance, and made up for too."""
 
     kind: type[Predictor]
     chance: float | None = None
     unbiased: bool = False
+    dithered: bool = False
+    text: str = ""
+    """As it was written."""
 
     @classmethod
     def parse(cls, text: str) -> Choice:
@@ -50,10 +55,17 @@ class Choice:
                     f"predictor {text!r} says neither whose prediction samples keep nor the share that does",
                     hint="write unbiased:NAME:X, such as unbiased:label-mean:0.5",
                 )
-            return cls(_kind(name), _share(share, text, f"unbiased:{name}:0.5"), unbiased=True)
+            return cls(_kind(name), _share(share, text, f"unbiased:{name}:0.5"), unbiased=True, text=text)
+        if head == "dithered":
+            if not rest:
+                raise OptionError(
+                    f"predictor {text!r} does not say whose prediction samples keep",
+                    hint="write dithered:NAME, such as dithered:zero",
+                )
+            return cls(_kind(rest), dithered=True, text=text)
         if head == "random":
-            return cls(Zero, _share(rest, text, "random:0.5"))
-        return cls(_kind(text))
+            return cls(Zero, _share(rest, text, "random:0.5"), text=text)
+        return cls(_kind(text), text=text)
 
 
 def _kind(name: str) -> type[Predictor]:

@@ -103,6 +103,7 @@ class SpeculativeStep:
         check_labels(y, batch_size(x))
         x = channels_last(x) if self._settings.channels_last else x
         programs = self._prepare(x)
+        _check_range(y, programs.prepared.classes)
         assert self._engine is not None and self._graph is not None
         mode = self._controller.mode(self._batch)
         built = programs.of(mode)
@@ -163,6 +164,9 @@ class SpeculativeStep:
         if controller.observe(data["agreement"], data["accepted"]):
             told = {"on": controller.on, "agreement": controller.agreement, "accepted": controller.accepted}
             self._decide("speculation", batch, told)
+        idle = controller.idle()
+        if idle is not None:
+            self._report("warning", "speculation", batch, {"message": idle})
 
     def _decide(self, name: str, batch: int, data: Mapping[str, Any]) -> None:
         self._report("decision", name, batch, {"cause": "data", **data})
@@ -281,6 +285,15 @@ def check_labels(y: Any, samples: int) -> None:
         raise DataError(
             f"speculation remembers by label and needs {samples} whole numbers as target, got {found}",
             hint="let the data set return class numbers (torch.long)",
+        )
+
+
+def _check_range(y: Tensor, classes: int) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"speculation remembers by label, and {low if low < 0 else high} is none of the {classes} classes",
+            hint=f"labels are 0 to {classes - 1}; leave samples out that are to be ignored",
         )
 
 

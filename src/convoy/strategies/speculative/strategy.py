@@ -14,6 +14,7 @@ from convoy.errors import OptionError
 from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.speculative.controller import Rule
+from convoy.strategies.speculative.predictors import LabelLast, LabelMean, Zero
 from convoy.strategies.speculative.registry import Choice
 from convoy.strategies.values import check_one_of, size_in_bytes, whole_number
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 FORMS = ("cut", "faithful")
 ENGINES = ("auto", "inline", "threads")
-DEFAULTS = {"cut": ("label-mean", 0.5), "faithful": ("label-last", 0.25)}
+PREDICTORS = {"cut": "label-mean", "faithful": "label-last"}
+THRESHOLDS = {"cut": 0.5, "faithful": 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,10 @@ class Speculative(Strategy):
     runs) or "cut" (the part above a cut trains exactly, the part below starts from a predicted signal). ``cut``: the
     module that begins the upper part, or the number of the layer after which to cut (cut form); the module from which
     downwards true outcomes are used (faithful form); None: planned. ``predictor``: "label-last", "label-mean",
-    "error-scaled", "per-sample", "linear", "network", "zero", "random:SHARE" or "unbiased:NAME:SHARE" (cut form);
-    "label-last" or "label-mean" (faithful form). ``threshold``: below which distance a sample keeps what was
-    speculated; 0 accepts nothing and is exact. ``warmup``: exact mini-batches before. ``controller``:
+    "error-scaled", "per-sample", "linear", "network", "zero", "dithered:NAME", "random:SHARE" or
+    "unbiased:NAME:SHARE" (cut form); "label-last", "label-mean", "zero" or "dithered:zero" (faithful form).
+    ``threshold``: below which distance a sample keeps what was speculated; 0 accepts nothing and is exact; None where
+    chance alone accepts. ``warmup``: exact mini-batches before. ``controller``:
     "auto[:ON,OFF,EVERY]" speculates only while probes agree, "always[:EVERY]" regardless. ``memory``: bound on
     what is remembered, in bytes or as "256MB". ``engine``: "threads", "inline" (one thread: the oracle) or "auto".
 
@@ -56,19 +59,17 @@ class Speculative(Strategy):
     def __post_init__(self) -> None:
         check_one_of("form", self.form, FORMS)
         check_one_of("engine", self.engine, ENGINES)
-        predictor, threshold = DEFAULTS[self.form]
         if self.predictor is None:
-            object.__setattr__(self, "predictor", predictor)
-        if self.threshold is None:
-            object.__setattr__(self, "threshold", threshold)
+            object.__setattr__(self, "predictor", PREDICTORS[self.form])
         choice = self.choice
-        if self.form == "faithful" and (choice.chance is not None or not choice.kind.name.startswith("label-")):
-            raise OptionError(
-                f"predictor {self.predictor!r} is for the cut form; the faithful form remembers by label",
-                hint="choose label-last or label-mean, or form='cut'",
-            )
-        _check_threshold(self.threshold)
+        _check_threshold(self.threshold, choice)
+        if self.threshold is None and choice.chance is None:
+            object.__setattr__(self, "threshold", THRESHOLDS[self.form])
+        elif self.threshold is not None:
+            object.__setattr__(self, "threshold", float(self.threshold))
         _check_cut(self.cut)
+        if self.form == "faithful":
+            _check_faithful(choice, self.cut)
         warmup = whole_number("warmup", self.warmup, "give 1 or more exact mini-batches to remember from")
         memory = size_in_bytes(
             "memory", self.memory, "give the bytes that may be remembered, or a size such as '256MB'"
@@ -85,9 +86,8 @@ class Speculative(Strategy):
 
     @property
     def limit(self) -> float:
-        """The threshold."""
-        assert self.threshold is not None
-        return float(self.threshold)
+        """The threshold; infinite where chance alone accepts."""
+        return math.inf if self.threshold is None else self.threshold
 
     @property
     def memory_bytes(self) -> int:
@@ -96,7 +96,8 @@ class Speculative(Strategy):
 
     @property
     def suspects(self) -> str | None:
-        return f"speculated signals may be wrong: try a threshold below {self.threshold:g}, or controller='auto'"
+        less = "a smaller share" if self.threshold is None else f"a threshold below {self.threshold:g}"
+        return f"speculated signals may be wrong: try {less}, or controller='auto'"
 
     def bind(
         self,
@@ -112,9 +113,35 @@ class Speculative(Strategy):
         return SpeculativeStep(self, model, loss, optimizer, settings or Settings(), sink)
 
 
-def _check_threshold(value: object) -> None:
+def _check_threshold(value: object, choice: Choice) -> None:
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or value < 0:
         raise OptionError(f"threshold is {value!r}", hint="give 0 (exact) or more")
+    if choice.chance is not None:
+        raise OptionError(
+            f"threshold is {value!r}, but predictor {choice.text!r} accepts by chance alone",
+            hint="leave the threshold out; the share in the predictor says how many samples are accepted",
+        )
+    if choice.dithered and math.isinf(value):
+        raise OptionError(
+            f"threshold is {value!r}, and predictor {choice.text!r} makes up for samples by those computed",
+            hint="give a finite threshold, such as 1",
+        )
+
+
+def _check_faithful(choice: Choice, cut: object) -> None:
+    by_label = choice.kind in (LabelLast, LabelMean) and not choice.dithered
+    if choice.chance is not None or not (choice.kind is Zero or by_label):
+        raise OptionError(
+            f"predictor {choice.text!r} is for the cut form; the faithful form remembers by label or predicts zero",
+            hint="choose label-last, label-mean, zero or dithered:zero, or form='cut'",
+        )
+    if choice.kind is Zero and cut is not None:
+        raise OptionError(
+            f"cut is {cut!r}, but predictor {choice.text!r} remembers no outcomes of layers above a cut",
+            hint="leave cut out, or choose form='cut' to skip samples below it only",
+        )
 
 
 def _check_cut(value: object) -> None:
