@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from convoy.engines.threads import ThreadsEngine
 from convoy.events.event import Event
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined, planner, rehearsal
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.planner import plan_on
-from convoy.strategies.pipelined.step import PipelinedStep
 
 
 def _model() -> nn.Module:
@@ -50,13 +50,15 @@ def long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_step_that_is_told_is_what_the_engine_took(strategy, long_enough, monkeypatch):
     heard: list[Event] = []
-    original = PipelinedStep.__init__
 
-    def listening(self, *args):
-        *others, sink = args
-        original(self, *others, lambda event: (heard.append(event), sink(event)))
+    def listening(program, store, options):
+        def sink(event):
+            heard.append(event)
+            options.sink(event)
 
-    monkeypatch.setattr(PipelinedStep, "__init__", listening)
+        return ThreadsEngine(program, store, replace(options, sink=sink))
+
+    monkeypatch.setattr(rehearsal, "ThreadsEngine", listening)
     plan = plan_on(_bench(_model()), strategy, nn.CrossEntropyLoss()).plan
     ends = [e.end for e in heard if e.kind == "action" and e.data["kind"] == "U" and e.data["subject"] == "1"]
     assert len(ends) > rehearsal.WINDOWS * rehearsal.STEPS

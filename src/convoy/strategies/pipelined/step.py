@@ -24,11 +24,10 @@ from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
-from convoy.strategies.batch import batch_size, channels_last, prepare_model, to_device
-from convoy.strategies.pipelined.clock import PipelineSchedule
+from convoy.strategies.batch import channels_last, prepare_model, to_device
+from convoy.strategies.pipelined.assembly import assemble, feeds_of
 from convoy.strategies.pipelined.corrections import Corrections
-from convoy.strategies.pipelined.devices import current, gather, spread
-from convoy.strategies.pipelined.loss import reduces_to_sum
+from convoy.strategies.pipelined.devices import current, gather
 from convoy.strategies.pipelined.meter import (
     ENOUGH,
     GAIN,
@@ -39,14 +38,12 @@ from convoy.strategies.pipelined.meter import (
     imbalance,
     too_short,
 )
-from convoy.strategies.pipelined.optimizer import StageOptimizer, check, extent, mark_stepped, snapshot
-from convoy.strategies.pipelined.parts import split_parts
+from convoy.strategies.pipelined.optimizer import check, extent, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
-from convoy.strategies.pipelined.planner import Planned, plan_pipeline
-from convoy.strategies.pipelined.program import Batch, Fed, PipelineProgram, Stage
+from convoy.strategies.pipelined.planned import Planned
+from convoy.strategies.pipelined.planner import plan_pipeline
+from convoy.strategies.pipelined.program import Batch
 from convoy.strategies.pipelined.result import PipelinedResult
-from convoy.strategies.pipelined.weights import policy
-from convoy.strategies.precision import autocast_of
 
 if TYPE_CHECKING:
     from convoy.schedule.schedule import Entry
@@ -100,7 +97,9 @@ class PipelinedStep:
             self._build(x, y)
         assert self._engine is not None
         self._check_optimizer()
-        feeds = self._feeds(x, y)  # a batch that does not fit is refused before it has any effect
+        feeds = feeds_of(
+            self._planned, self._loss, x, y
+        )  # a batch that does not fit is refused before it has any effect
         if self._begin:
             self._optimizer.zero_grad(set_to_none=True)
             self._begin = False
@@ -206,41 +205,25 @@ class PipelinedStep:
         asked = self._strategy
         planned = plan_pipeline(asked, self._model, self._loss, x, y, self._settings, self._optimizer)
         self._strategy = planned.strategy
-        self.install(planned)
+        self._install(planned)
         if asked.stages == "auto" and self._sink is not None:
             chosen = {name: getattr(planned.strategy, name) for name in ("stages", *CHOSEN)}
             data = {"cause": "timing", "cuts": list(planned.plan.cuts), **chosen}
             self._sink(Event("decision", "auto", batch=self._next, data=data))
 
-    def install(self, planned: Planned) -> None:
+    def _install(self, planned: Planned) -> None:
         """Stages, schedule and workers for a plan, from the version the weights have now."""
         self._planned = planned
-        plan, segments = planned.plan, planned.segments
-        producers = {name: 0 for name in planned.inputs}
-        producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
-        devices = spread(segments, self._settings.device)
+        plan = planned.plan
         corrections = Corrections.parse(self._strategy.correction)
         corrections.check_length(self._total)
         self._warn(corrections, plan)
-        stages = []
-        for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1):
-            optimizer = StageOptimizer(self._optimizer, segment.parameters.values())
-            delay = plan.delays[i - 1] / self._strategy.accumulate
-            weights = policy(segment, optimizer, delay, corrections, self._total)
-            stages.append(Stage(i, segment, producers, weights, device))
-        self._program = PipelineProgram(
-            stages,
-            self._loss,
-            seed=self._settings.seed,
-            autocast=autocast_of(self._settings),
-            clip=self._settings.clip,
-        )
-        self._clock = PipelineSchedule(
-            plan.delays, self._program.links, self._program.fed, self._strategy.placement, self._next
+        self._program, self._clock, devices = assemble(
+            planned, self._loss, self._optimizer, self._settings, total_steps=self._total, start=self._next
         )
         if self._sink is not None:
             self._sink(Event("plan", "pipelined", data=plan.to_dict()))
-        self._meter = LoadMeter(len(stages), self._sink)
+        self._meter = LoadMeter(self._clock.stages, self._sink)
         self._measured = None
         options = EngineOptions(
             lanes={lane: plan.threads_per_worker for lane in self._clock.lanes()},
@@ -248,7 +231,7 @@ class PipelinedStep:
             clock=time.perf_counter,
             watchdog_seconds=self._settings.watchdog_seconds,
             disturb=self._disturb,
-            versions={f"W{i}": self._next for i in range(1, len(stages) + 1)},
+            versions={f"W{i}": self._next for i in range(1, self._clock.stages + 1)},
         )
         self._engine = self._make_engine(options, devices)
         self._extent = extent(self._optimizer)
@@ -268,7 +251,7 @@ class PipelinedStep:
         if self._engine is None or self._pending:
             raise InternalError("a pipeline is cut anew right after a drain")
         self._engine.close()
-        self.install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
+        self._install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
 
     def measured(self) -> PipelinePlan | None:
         """The plan with measured times, of the last stretch that was long enough; None before there is one."""
@@ -327,16 +310,6 @@ class PipelinedStep:
         for message in corrections.warnings(tuple(stage.staleness for stage in plan.stages), momentum):
             if self._sink is not None:
                 self._sink(Event("warning", "correction", data={"message": message}))
-
-    def _feeds(self, x: Any, y: Any) -> list[Fed]:
-        """The batch in parts, each with its share of the loss. Raises DataError for a batch that does not fit."""
-        whole = batch_size(x)
-        parts = min(self._strategy.accumulate, whole)
-        alone = parts == 1 or reduces_to_sum(self._loss)
-        return [
-            Fed(self._planned.bind_inputs(part_x), part_y, 1.0 if alone else size / whole)
-            for part_x, part_y, size in split_parts(x, y, whole, parts)
-        ]
 
     def _forget(self) -> None:
         """Drop what finished batches held."""
