@@ -10,8 +10,11 @@ from torch import nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from convoy.errors import ModelError, OptionError
+from convoy.graph.rules.table import RULES
+from convoy.models import build
 from convoy.strategies.base import Settings
 from convoy.strategies.speculative import Speculative
+from convoy.strategies.speculative.outcomes import KINDS
 from convoy.strategies.speculative.step import SpeculativeStep
 
 
@@ -185,6 +188,23 @@ def test_majorities_and_means(train: Any, images: Any, net: Any) -> None:
     got = train(strategy, "plain", data, optimizer=still)
     probes = [d for name, _, d in got.decisions if name == "probe"]
     assert len(probes) == 2 and all(p["accepted"] == 1.0 and p["agreement"] > 0.5 for p in probes)
+
+
+def test_kinds_that_are_known_are_kinds_of_rules() -> None:
+    assert set(RULES) >= KINDS
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16", "plain6", "densenet121"])
+def test_published_networks_are_taken(name: str) -> None:
+    """Also with shortcuts that slice and pad: one mini-batch exactly, one speculated."""
+    model = build(name, image_size=32, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(2, 3, 32, 32, generator=generator), torch.tensor([1, 2])
+    strategy = Speculative(form="faithful", threshold=2.1, warmup=1, controller="always", memory="4GB")
+    with strategy.bind(model, nn.CrossEntropyLoss(), still(model), settings=Settings(threads=1)) as step:
+        measures = [step(*batch).measures for _ in range(2)]
+    assert measures[1]["accepted"] == 1.0 and step.plan().remembered
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 @pytest.mark.parametrize("layer", [nn.GELU(), nn.GroupNorm(2, 6), nn.Softplus()])

@@ -54,6 +54,6 @@ def test_a_form_that_a_network_cannot_have_is_said() -> None:
     found = time_per_sample(model, PLENTY, 4, (3, 6, 6))
     rows = {row.form: row for row in found.rows}
     assert rows["faithful"].speculated == () and "no outcome to remember" in rows["faithful"].refused
-    assert rows["faithful, zero"].speculated and "refused: layer 1" in found.table()
+    assert rows["faithful, zero"].speculated and "faithful is refused: layer 1" in found.table()
     with pytest.raises(ModelError, match="needs a classifier"):
         time_per_sample(nn.Conv2d(3, 4, 3), PLENTY, 4, (3, 6, 6))

@@ -56,7 +56,7 @@ class Modelled:
         lines = [
             (
                 str(row.units), row.form, _micro(row.one), _saved(row.exact, row.one),
-                *([_saved(t, row.one) for t in row.speculated] or [row.refused, *[""] * (len(self.accepted) - 1)]),
+                *([_saved(t, row.one) for t in row.speculated] or ["refused"] * len(self.accepted)),
             )
             for row in self.rows
         ]  # fmt: skip
@@ -65,7 +65,8 @@ class Modelled:
             f"{self.engines.clock_hz / 1e6:g} MHz, {self.engines.bytes_per_second / 1e9:g} GB/s each; time of a "
             "sample, and what is saved of that of one engine"
         )
-        return "\n".join([about, columns(head, lines), f"source: {self.engines.source}"])
+        refused = {row.form: f"{row.form} is refused: {row.refused}" for row in self.rows if row.refused}
+        return "\n".join([about, columns(head, lines), *refused.values(), f"source: {self.engines.source}"])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,7 +109,7 @@ def time_per_sample(
         exact = forecast(_timed(some, machine), "exact", machine.count, 0.0) / batch_size
         for name in VARIANTS:
             found = [forecast(timed[name], "speculate", machine.count, a) for a in FORECAST] if name in timed else []
-            why = f"refused: {refused[name]}" if name in refused else ""
+            why = str(refused.get(name, ""))
             rows.append(Row(count, name, one, exact, tuple(t / batch_size for t in found), why))
     return Modelled(graph.model_name, batch_size, engines, FORECAST, tuple(rows))
 

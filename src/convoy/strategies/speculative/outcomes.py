@@ -21,7 +21,7 @@ from convoy.strategies.speculative.predictors import LabelMean, last_of_each
 from convoy.strategies.tasks.units import Unit
 
 VALUES_UNREAD = frozenset(
-    ("conv2d", "linear", "avg_pool", "adaptive_avg_pool", "add", "cat", "flatten", "identity", "slice", "pad")
+    ("conv2d", "linear", "avg_pool", "adaptive_avg_pool", "add", "cat", "flatten", "identity", "getitem", "pad")
 )
 """Kinds whose input gradient reads sizes only of what was saved."""
 OUTCOMES = frozenset(("relu", "relu6", "leaky_relu", "max_pool"))
