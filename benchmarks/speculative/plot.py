@@ -2,7 +2,7 @@
 
     python benchmarks/speculative/plot.py benchmarks/speculative/results/screen.csv --charts docs
 
-The line of a chart is exact training on two engines with 50 to 100 % of the epochs; what lies above it is worth its time.
+The line of a chart is exact training on two engines with 50 to 100 % of the epochs; what lies above it is worth it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -84,7 +85,7 @@ def at(curve: Sequence[tuple[float, float]], time: float) -> float:
     """The curve's value, interpolated; that of its nearer end outside."""
     if time <= curve[0][0]:
         return curve[0][1]
-    for (t0, a0), (t1, a1) in zip(curve, curve[1:], strict=False):
+    for (t0, a0), (t1, a1) in pairwise(curve):
         if time <= t1:
             return a0 + (a1 - a0) * (time - t0) / (t1 - t0)
     return curve[-1][1]
