@@ -36,6 +36,16 @@ def test_it_leaves_a_folder_with_runs_that_can_be_used_and_a_report(compared, co
     assert convoy("report", run, "--quiet").out.strip() == str(run / "report.html")
 
 
+def test_a_run_of_it_can_be_evaluated_and_exported(compared, convoy, tmp_path):
+    values = json.loads((compared / "comparison.json").read_text())
+    for outcome in values["outcomes"]:
+        run = compared / outcome["path"]
+        assert json.loads((run / "model.json").read_text())["model"] == "lenet5"
+        found = convoy("evaluate", run, "--limit", "64", "--json").json
+        assert found["accuracy"] == pytest.approx(outcome["epochs"][-1]["validation_accuracy"])
+    assert convoy("export", run, tmp_path / "net.safetensors").code == 0
+
+
 def test_the_config_can_be_used_again(compared, convoy):
     config = tomllib.loads((compared / "comparison.toml").read_text())
     assert config["strategies"] == ["sequential", "pipelined:ppv=2,clock=1f1b"]

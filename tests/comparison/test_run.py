@@ -159,6 +159,12 @@ def test_a_killed_comparison_is_gone_on_with(workload, tmp_path):
     assert [losses(o) for o in again.outcomes] == [losses(o) for o in whole.outcomes]
 
 
+def test_every_run_that_begins_is_told_with_its_folder(workload, tmp_path):
+    told = []
+    found = compare(workload, ["sequential", "pipelined:cuts=2"], epochs=2, directory=tmp_path, begun=told.append)
+    assert [path.relative_to(tmp_path).as_posix() for path in told] == [o.path for o in found.outcomes]
+
+
 def test_more_seeds_may_be_added_and_nothing_else_changed(workload, tmp_path):
     entrants = ["sequential", "pipelined:cuts=2"]
     first = compare(workload, entrants, epochs=1, directory=tmp_path)

@@ -34,6 +34,7 @@ def compare(
     else:
         asked = build(given, strategies=strategy, minutes=minutes, seeds=seeds, target=target, file=config)
         folder = _folder(asked)
+    from convoy.cli.saved import Facts, write_facts
     from convoy.cli.setup import assemble, make, resolved
     from convoy.comparison import Workload
     from convoy.comparison import compare as carry_out
@@ -45,6 +46,7 @@ def compare(
     for sentence in parts.data.notes:
         note(f"note: {sentence}", quiet=quiet)
     settings, chance = parts.settings, 1 / len(parts.data.classes)
+    facts = Facts.of(asked.first.model, asked.first.data, parts.data)
     del parts
     _write_config(folder, asked)
 
@@ -80,6 +82,7 @@ def compare(
             config=dict(asked.shared),
             run_config=run_config,
             chance=chance,
+            begun=lambda run: write_facts(run, facts),
         )
     except KeyboardInterrupt:
         raise Interrupted(f"go on with: convoy compare --resume {folder}") from None

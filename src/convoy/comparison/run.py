@@ -38,6 +38,7 @@ def compare(
     config: Mapping[str, Any] | None = None,
     run_config: Callable[[str, int], Mapping[str, Any]] | None = None,
     chance: float | None = None,
+    begun: Callable[[Path], object] | None = None,
 ) -> Comparison:
     """Train the same work under several strategies, fairly, and say what the difference is.
 
@@ -52,6 +53,7 @@ def compare(
     - ``directory``: where runs, checkpoints and comparison.json go; one that holds a comparison is gone on with.
       Without, nothing is kept but what is returned.
     - ``chance``: the accuracy of guessing, such as 0.1; the time to a target that is no higher is not compared.
+    - ``begun`` is called with the folder of every run that begins or goes on.
 
     A strategy that fails ends alone; the others go on. Ctrl-C ends all after their mini-batch, with checkpoints.
     Raises OptionError, CheckpointError, MachineError.
@@ -79,7 +81,7 @@ def compare(
         if (place / COMPARISON_FILE).exists():
             _take_up(found, place)
         rounds = Rounds(found, place, kept, progress)
-        runner = Runner(found, entrants, workload, settings or Settings(), place, run_config)
+        runner = Runner(found, entrants, workload, settings or Settings(), place, run_config, begun)
         try:
             with Interrupt() as interrupt:
                 for number, seed in enumerate(numbers):

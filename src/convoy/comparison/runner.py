@@ -26,7 +26,8 @@ _ENDLESS = 1_000_000  # epochs, where the budget is time
 
 
 class Runner:
-    """Makes the runs of a comparison. ``run_config``: what the config.toml of a (label, seed) shall hold."""
+    """Makes the runs of a comparison. ``run_config``: what the config.toml of a (label, seed) shall hold. ``begun`` is
+    called with the folder of every run that begins or goes on."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Runner:
         settings: Settings,
         place: Path,
         run_config: Callable[[str, int], Mapping[str, Any]] | None,
+        begun: Callable[[Path], object] | None = None,
     ) -> None:
         self._comparison = comparison
         self._strategies = strategies
@@ -43,6 +45,7 @@ class Runner:
         self._settings = settings
         self._place = place
         self._run_config = run_config
+        self._begun = begun or (lambda folder: None)
         self._built: list[Any] = []
 
     def begin(self, seed: int, labels: Sequence[str]) -> dict[str, Paused]:
@@ -64,8 +67,10 @@ class Runner:
         def spent() -> bool:
             return minutes is not None and bool(outcome.epochs) and outcome.seconds()[-1] >= minutes * 60
 
-        def at_epoch(event: Event) -> None:
-            if event.kind == "epoch":
+        def hear(event: Event) -> None:
+            if event.kind == "run" and event.name == "begin":
+                self._begun(folder)
+            elif event.kind == "epoch":
                 outcome.epochs = list(trainer.history.epochs)
                 if spent() or (len(outcome.epochs) < goal and not paused.pause()):
                     trainer.stop()
@@ -83,7 +88,7 @@ class Runner:
             run_dir=folder.parent,
             name=name,
             save_every="epoch",
-            callbacks=[at_epoch],
+            callbacks=[hear],
             config=None if self._run_config is None else self._run_config(label, seed),
         )
         paused.hurry = trainer.stop
