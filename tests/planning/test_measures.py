@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from convoy.engines.modelled import modelled
+from convoy.engines.pool import PoolEngine
 from convoy.planning import measures
-from convoy.planning.measures import Actions, dispatch_seconds
+from convoy.planning.measures import Actions
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.tasks.build import build
@@ -42,7 +45,7 @@ def test_what_takes_long_is_measured_on_a_part(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(measures, "action_seconds", timed)
     actions = Actions(made, nn.functional.cross_entropy)
     program = build(actions.bound(1), 1).program
-    found = actions.seconds(program)
+    found = actions.whole(program.recurring, actions.seconds(program))
     assert seen == [64 // parts]
     by_kind = {action.kind: spent for (_, action), spent in zip(program.recurring.entries, found, strict=True)}
     assert by_kind["U"] == 1.0  # the weights do not become more
@@ -56,25 +59,28 @@ def test_timing_moves_no_weight_and_leaves_no_gradient(kind: type[torch.optim.Op
     before = [p.detach().clone() for p in made.scratch.program.parameters()]
     user = [p.detach().clone() for p in made.graph.parameters.values()]
     buffers = [b.clone() for b in made.graph.buffers.values()]
-    found = actions.seconds(build(actions.bound(2), 2).program)
+    program = build(actions.bound(2), 2).program
+    found = actions.seconds(program)
     assert type(actions.optimizer) is kind and all(spent >= 0 for spent in found) and sum(found) > 0
+    assert actions.rehearsed(program, {"worker 1": 1, "worker 2": 1}, PoolEngine) > 0
+    assert not [t for t in threading.enumerate() if t.name.startswith("convoy worker")]
     assert all(torch.equal(p, old) for p, old in zip(made.scratch.program.parameters(), before, strict=True))
     assert all(p.grad is None for p in made.scratch.program.parameters())
     assert all(torch.equal(p, old) for p, old in zip(made.graph.parameters.values(), user, strict=True))
     assert all(torch.equal(b, old) for b, old in zip(made.graph.buffers.values(), buffers, strict=True))
 
 
-def test_an_empty_action_costs_something() -> None:
-    assert dispatch_seconds() > 0
-
-
-def test_two_workers_need_company_and_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "contention", lambda bench: 2.0)
-    monkeypatch.setattr(measures, "dispatch_seconds", lambda: 0.0)
+@pytest.mark.parametrize(("rehearsed", "slower"), [(0.9, 1.0), (1.5, 1.5)])
+def test_what_a_rehearsal_takes_longer_the_mini_batch_takes_longer(
+    monkeypatch: pytest.MonkeyPatch, rehearsed: float, slower: float
+) -> None:
+    """Times as modelled: no rehearsal makes them shorter."""
     actions = Actions(bench(), nn.functional.cross_entropy)
-    recurring = build(actions.bound(2), 2).program.recurring
-    seconds = [0.0] + [1.0] * (len(recurring.entries) - 1)
-    one = actions.carried_out(recurring, seconds, ["worker 1"])
-    two = actions.carried_out(recurring, seconds, ["worker 1", "worker 2"])
-    assert one.finish == pytest.approx(sum(seconds))
-    assert two.finish > 0.9 * one.finish  # twice as many hands, half as fast
+    monkeypatch.setattr(Actions, "parts", lambda self, threads: 1)
+    program = build(actions.bound(2), 2).program
+    seconds = [0.0] + [1.0] * (len(program.recurring.entries) - 1)
+    plain = modelled(program.recurring, seconds, ["a", "b"])
+    monkeypatch.setattr(Actions, "rehearsed", lambda self, *others: rehearsed * plain.finish)
+    found = actions.carried_out(program, seconds, {"a": 1, "b": 1}, PoolEngine)
+    assert found.finish == pytest.approx(slower * plain.finish)
+    assert found.shares == pytest.approx(plain.shares)

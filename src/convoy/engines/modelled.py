@@ -1,8 +1,7 @@
 """An engine that carries out nothing: when each action of a mini-batch would start and end, in virtual time.
 
 It takes a schedule as the real engines do: a worker's lane in program order, the pool's lane from one queue, the most
-urgent ready action first. What it is given besides is what a clock would show: seconds of each action alone, how much
-slower workers are in company, and what handing an action over costs.
+urgent ready action first. What it is given besides is what a clock would show of each action alone.
 """
 
 from __future__ import annotations
@@ -31,40 +30,21 @@ class Modelled:
         return tuple(spent / self.finish if self.finish else 0.0 for spent in self.busy.values())
 
 
-def modelled(
-    recurring: Recurring,
-    seconds: Sequence[float],
-    workers: Sequence[str],
-    *,
-    company: float = 1.0,
-    dispatch: float = 0.0,
-    handover: float = 0.0,
-) -> Modelled:
-    """How long ``workers`` take for one mini-batch of ``recurring``.
-
-    ``seconds``: of each action, by place, with a machine of its own; the driver's take none. ``company``: by which
-    factor everything is slower while all workers work, in proportion to how many others do. ``dispatch``: seconds that
-    each action takes besides; ``handover``: until a worker that had to wait for another one goes on.
-
-    Raises InternalError where the schedule cannot go on.
-    """
-    return _Run(recurring, seconds, workers, company, dispatch, handover).run()
+def modelled(recurring: Recurring, seconds: Sequence[float], workers: Sequence[str]) -> Modelled:
+    """How long ``workers`` take for one mini-batch of ``recurring``. ``seconds``: of each action, by place; what the
+    driver does takes none. Raises InternalError where the schedule cannot go on."""
+    return _Run(recurring, seconds, workers).run()
 
 
 class _Run:
-    def __init__(
-        self, recurring: Recurring, seconds: Sequence[float], workers: Sequence[str], company: float, dispatch: float,
-        handover: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, recurring: Recurring, seconds: Sequence[float], workers: Sequence[str]) -> None:
         self._recurring, self._seconds = recurring, seconds
-        self._company, self._dispatch, self._handover = company, dispatch, handover
         self._ranks = upward_ranks(seconds, recurring.successors)
         self._left = list(recurring.waits)
         self._pool: list[tuple[float, int]] = []
         self._queues: dict[str, deque[int]] = {worker: deque() for worker in workers}
-        self._running: dict[str, list[float]] = {}  # worker → [place, seconds left]
+        self._running: dict[str, tuple[float, int]] = {}  # worker → when it is through with which place
         self._busy = dict.fromkeys(workers, 0.0)
-        self._waited = dict.fromkeys(workers, False)
         self._now = 0.0
         self._open = len(recurring.entries)
 
@@ -106,23 +86,14 @@ class _Run:
             elif self._pool:
                 place = heappop(self._pool)[1]
             else:
-                self._waited[worker] = True
                 continue
-            wait = self._handover if self._waited[worker] else 0.0
-            self._running[worker] = [place, self._seconds[place] + self._dispatch + wait]
-            self._waited[worker] = False
+            self._running[worker] = (self._now + self._seconds[place], place)
+            self._busy[worker] += self._seconds[place]
 
     def _advance(self) -> None:
         """To the end of the action that is through first."""
-        others = max(1, len(self._queues) - 1)
-        slower = 1.0 + (self._company - 1.0) * (len(self._running) - 1) / others
-        least = min(left for _, left in self._running.values())
-        self._now += least * slower
-        ended = []
-        for worker, state in self._running.items():
-            self._busy[worker] += least * slower
-            state[1] -= least
-            if state[1] <= 1e-12:
-                ended.append(worker)
-        for worker in ended:
-            self._done(int(self._running.pop(worker)[0]))
+        self._now = min(end for end, _ in self._running.values())
+        for worker, (end, place) in list(self._running.items()):
+            if end <= self._now:
+                del self._running[worker]
+                self._done(place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import takewhile
 from time import perf_counter
 
@@ -11,15 +12,13 @@ from torch.optim import Optimizer
 
 from convoy.engines.engine import EngineOptions
 from convoy.engines.modelled import Modelled, modelled
-from convoy.engines.pool import POOL, PoolEngine
 from convoy.engines.program import Store
+from convoy.engines.workers import Workers
 from convoy.errors import OptionError
 from convoy.graph.graph import Graph
-from convoy.schedule.action import Action
 from convoy.schedule.recurring import Recurring
 from convoy.strategies.base import Loss
 from convoy.strategies.batch import arguments, batch_size
-from convoy.strategies.concurrent.schedule import HANDOVER_SECONDS
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.auto import CONTENTION, possibilities, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
@@ -36,8 +35,9 @@ FEWEST_SAMPLES = 16
 """Parts are not made smaller: calls would take longer than what they compute."""
 PASSES = 2
 """Of every program, after one that warms up."""
-DISPATCHED = 400
-"""Empty actions, to see what handing out one takes."""
+REHEARSALS = 4
+BUDGET_SECONDS = 0.5
+"""For the passes of a program, and again for its rehearsals; one of each always counts."""
 
 
 def has_batch_norm(bench: Bench) -> bool:
@@ -105,57 +105,75 @@ class Actions:
         return Bound.of(self.graph, self.graph.program, self.loss, self.optimizer, self.bench.settings, workers)
 
     def seconds(self, program: TaskProgram, threads: int = 1) -> list[float]:
-        """Of each action, by place, for the whole mini-batch, alone in a thread with ``threads`` intra-op threads.
+        """Of each action, by place, for the part of the mini-batch that is measured, alone in a thread with ``threads``
+        intra-op threads. ``whole`` makes them those of the mini-batch."""
+        return action_seconds(
+            program, self._frames(threads), device=self.bench.settings.device, threads=threads, repeats=PASSES,
+            budget_seconds=BUDGET_SECONDS,
+        )  # fmt: skip
 
-        Measured on a part of the samples, they are scaled as the model's sequential step is; updates are not.
-        """
-        bench, parts = self.bench, self._parts(threads)
-        x, y = bench.part(parts)
-
-        def frame(number: int) -> NotedFrame:
-            self.optimizer.zero_grad(set_to_none=True)
-            return NotedFrame(number, [], self.graph.bind(*arguments(x)), y, snapshot(self.optimizer), batch_size(x))
-
-        found = action_seconds(program, frame, device=bench.settings.device, threads=threads, repeats=PASSES)
-        self.optimizer.zero_grad(set_to_none=True)
+    def whole(self, recurring: Recurring, seconds: Sequence[float], threads: int = 1) -> list[float]:
+        """Seconds of a part scaled as the model's sequential step is; updates are not."""
+        bench, parts = self.bench, self.parts(threads)
         if parts == 1:
-            return found
+            return list(seconds)
         update = bench.update(threads)
         bent = (bench.whole(threads) - update) / (bench.whole(threads, parts) - update)
-        factor = bench.samples / batch_size(x) * bent
-        kinds = (action.kind for _, action in program.recurring.entries)
-        return [spent * (1.0 if kind == "U" else factor) for kind, spent in zip(kinds, found, strict=True)]
+        factor = bench.samples / batch_size(bench.part(parts)[0]) * bent
+        kinds = (action.kind for _, action in recurring.entries)
+        return [spent * (1.0 if kind == "U" else factor) for kind, spent in zip(kinds, seconds, strict=True)]
 
-    def _parts(self, threads: int) -> int:
+    def parts(self, threads: int) -> int:
+        """Of how many parts of the mini-batch the first is measured."""
         parts, whole = 1, self.bench.whole(threads)
         while whole / parts > PASS_SECONDS and self.bench.samples >= 2 * parts * FEWEST_SAMPLES:
             parts *= 2
         return parts
 
-    def carried_out(self, recurring: Recurring, seconds: list[float], workers: list[str]) -> Modelled:
-        """By the modelled engine, with the company and the overheads that this machine showed."""
-        slower = contention(self.bench) if len(workers) > 1 else 1.0
-        dispatch = 0.0 if self.bench.settings.device.startswith("cuda") else dispatch_seconds()
-        return modelled(recurring, seconds, workers, company=slower, dispatch=dispatch, handover=HANDOVER_SECONDS)
+    def carried_out(
+        self, program: TaskProgram, seconds: Sequence[float], workers: Mapping[str, int], kind: type[Workers]
+    ) -> Modelled:
+        """The mini-batch by ``workers`` (name → intra-op threads) on the modelled engine. ``seconds``: of the actions
+        of a part. How much slower the workers are together than alone, and what handing over costs, shows a rehearsal
+        of that part on an engine of this ``kind``."""
+        threads, recurring = next(iter(workers.values())), program.recurring
+        whole = modelled(recurring, self.whole(recurring, seconds, threads), list(workers))
+        if self.bench.settings.device.startswith("cuda"):
+            return whole
+        part = modelled(recurring, seconds, list(workers)).finish
+        slower = max(1.0, self.rehearsed(program, workers, kind) / part)
+        return Modelled(whole.finish * slower, {name: spent * slower for name, spent in whole.busy.items()})
 
-
-class _Nothing:
-    def run(self, action: Action, store: Store) -> int:
-        return 0
-
-
-@lru_cache
-def dispatch_seconds() -> float:
-    """What a worker of a pool needs for an action that does nothing."""
-    recurring = Recurring((POOL, Action("N", str(number), 0)) for number in range(DISPATCHED))
-    engine = PoolEngine(_Nothing(), Store(), EngineOptions(lanes={"worker": 1}, record=False))
-    try:
-        least = float("inf")
-        for batch in range(4):
+    def rehearsed(self, program: TaskProgram, workers: Mapping[str, int], kind: type[Workers]) -> float:
+        """Seconds of a part of the mini-batch on a real engine, the least of a few after one that warms up."""
+        store, least = Store(), float("inf")
+        frame = self._frames(next(iter(workers.values())))
+        engine = kind(program, store, EngineOptions(lanes=workers, record=False, clock=perf_counter))
+        try:
             began = perf_counter()
-            engine.submit(recurring.at(batch, {}))
-            engine.settle()
-            least = min(least, perf_counter() - began)
-    finally:
-        engine.close()
-    return least / DISPATCHED
+            for number in range(1 + REHEARSALS):
+                if number > 2 and perf_counter() - began > BUDGET_SECONDS:
+                    break
+                program.begin(frame(number))
+                entries = program.recurring.at(
+                    number, {name: store.version(name) for name in program.recurring.advances}
+                )
+                start = perf_counter()
+                engine.submit(entries)
+                engine.settle()
+                least = min(least, perf_counter() - start) if number else least
+                program.end(number)
+                program.recurring.rank()
+        finally:
+            engine.close()
+            self.optimizer.zero_grad(set_to_none=True)
+        return least
+
+    def _frames(self, threads: int) -> Callable[[int], NotedFrame]:
+        x, y = self.bench.part(self.parts(threads))
+
+        def frame(number: int) -> NotedFrame:
+            self.optimizer.zero_grad(set_to_none=True)
+            return NotedFrame(number, [], self.graph.bind(*arguments(x)), y, snapshot(self.optimizer), batch_size(x))
+
+        return frame

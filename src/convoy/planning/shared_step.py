@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from convoy.engines.pool import PoolEngine
+from convoy.engines.threads import ThreadsEngine
 from convoy.errors import ConvoyError
 from convoy.planning.comparison import Refused, Row, options_of
 from convoy.planning.measures import Actions, activations, threads_for, weights
@@ -49,8 +51,8 @@ def tasks(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[R
     except ConvoyError as error:
         yield Refused(f"sequential {options_of(strategy)}", error.message)
         return
-    lanes = [f"worker {i + 1}" for i in range(workers)]
-    found = actions.carried_out(made.recurring, actions.seconds(made), lanes)
+    lanes = {f"worker {i + 1}": 1 for i in range(workers)}
+    found = actions.carried_out(made, actions.seconds(made), lanes, PoolEngine)
     yield Row(
         "sequential", options_of(strategy), found.finish, found.shares, (activations(bench) + weights(bench),), 0.0,
         LAST_DIGITS if tiles > 1 else "plain training",
@@ -63,21 +65,28 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
     threads = threads_for(bench, "work on two engines")
     actions = Actions(bench, loss)
     bound = actions.bound(ENGINES)
-    known: dict[int, list[float]] = {}
+    lanes = {CONV: max(1, threads - threads // 2), NONCONV: max(1, threads // 2)}
+    measured: dict[int, list[float]] = {}
+    by_label: dict[int, dict[str, float]] = {}
 
     def timing(count: int, made: Grouped) -> list[float]:
-        if count not in known:
-            known[count] = actions.seconds(made.program, max(1, threads // 2))
-        return known[count]
+        recurring = made.program.recurring
+        if count not in measured:
+            measured[count] = actions.seconds(made.program, lanes[CONV])
+            labels = (action.label for _, action in recurring.entries)
+            by_label[count] = dict(zip(labels, measured[count], strict=True))
+        return actions.whole(recurring, measured[count], lanes[CONV])
 
     for strategy in variants:
         strategy.bind(actions.graph.program, loss, actions.optimizer, settings=bench.settings).close()
         x, y = bench.part(1)
-        plan, _ = plan_for(
+        plan, made = plan_for(
             bound, x, y, count=strategy.groups, placement=strategy.placement, measuring=True, timing=timing,
-            threads=(max(1, threads - threads // 2), max(1, threads // 2)),
+            threads=(lanes[CONV], lanes[NONCONV]),
         )  # fmt: skip
-        found = actions.carried_out(plan.recurring(), [p.seconds for p in plan.schedule], [CONV, NONCONV])
+        known = by_label.get(plan.groups) or by_label[strategy.groups or 1]  # groups asked for in vain are none
+        seconds = [known[action.label] for _, action in made.recurring.entries]
+        found = actions.carried_out(made, seconds, lanes, ThreadsEngine)
         by_kind = strategy.placement == "kind"
         bound_seconds = max(plan.chain_seconds, plan.balance_seconds if by_kind else plan.shared_seconds)
         reason = "the busier kind" if by_kind and bound_seconds == plan.balance_seconds else "no schedule is faster"
@@ -108,8 +117,8 @@ def speculative(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iter
         except ConvoyError as error:
             yield Refused(f"speculative {options}", error.message)
             continue
-        lanes = [f"engine {i + 1}" for i in range(ENGINES)]
-        found = actions.carried_out(made.recurring, actions.seconds(made, each), lanes)
+        lanes = {f"engine {i + 1}": each for i in range(ENGINES)}
+        found = actions.carried_out(made, actions.seconds(made, each), lanes, PoolEngine)
         guessed = prepared.speculated_share * ACCEPTED
         yield Row(
             "speculative", options, found.finish, found.shares,
