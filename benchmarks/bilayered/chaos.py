@@ -138,6 +138,7 @@ def run(number: int, asked: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--round", type=int, default=4, help="mini-batches between pushes")
@@ -152,9 +153,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-replay", dest="replay", action="store_false")
     asked = parser.parse_args()
-    noise, rows = Noise(), []
+    noise, rows, began = Noise(), [], time.monotonic()
     with connect(cpus=asked.nodes + 1):
         for number in range(asked.runs):
+            if time.monotonic() - began > 60 * asked.minutes:
+                break
             rows.append(run(number, asked))
             last = rows[-1]
             print(

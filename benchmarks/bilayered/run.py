@@ -5,14 +5,17 @@
 
 ``--cores 0,1``: the core that each node is kept on (``0,1,1``: two of three share one). ``--busy 1,1`` keeps cores busy
 with endless loops beside. The system divides a core evenly, so a node should have 1 over the programs on its core;
-what it really has is measured: seconds of work a sample of every node in the run without a barrier of the same round.
-From these the ideal follows: all nodes at work all the time against the pace of the slowest, (1 + r)/2 for two nodes.
+what it really has is measured in each run, as its seconds of work a sample. From these the capacity follows, all nodes
+at work all the time, and the ideal gain: capacity over the pace of the slowest, (1 + r)/2 for two nodes. A machine
+whose speed drifts makes ratios of two runs noisy; shares of the capacity of the same run do not suffer from that, and
+the gain at equal speed is the ratio of two such shares.
 
 Nodes start with equal nominal speeds: what differs has to be found out. Samples per second are of the passes after
-``--warm-up`` ones, the end of the run included. Node time is taken apart by the events: work (transfer of weights
-included), Ray (from the driver to the node and back, without the work), server (from a push heard to the next lease
-sent: merging, journal, driver, a barrier). ``ddp`` meets after every mini-batch; ``ddp, proportional`` is told the
-speeds. Bytes are those of weights and gradients. Rounds: every contender in turn, ratios within a round.
+``--warm-up`` ones, the end of the run included; a round that is under way at the beginning counts in part. Node time is
+taken apart by the events: work (transfer of weights included), Ray (from the driver to the node and back, without the
+work), server (from a push heard to the next lease sent: merging, journal, driver, a barrier, the end). ``ddp`` meets
+after every mini-batch; ``ddp, proportional`` is told the speeds. Bytes are those of weights and gradients. Rounds:
+every contender in turn, ratios within a round.
 """
 
 from __future__ import annotations
@@ -78,19 +81,25 @@ class Clocked:
 
     def since(self, began: float, ended: float) -> dict[str, Any]:
         """Shares of all node time between the two moments, and each node's seconds of work a sample."""
-        work = ray = server = 0.0
-        rates = []
+        work = ray = server = samples = 0.0
+        rates, gaps = [], []
         for done, rounds in zip(self._work, self._rounds, strict=True):
             inside = [(w, n, a, b) for (w, n), (a, b) in zip(done, rounds, strict=True) if a < ended and b > began]
-            for w, _, a, b in inside:
+            for w, n, a, b in inside:
                 part = (min(b, ended) - max(a, began)) / (b - a)  # a round at the edge counts in part
                 work += part * w
+                samples += part * n
                 ray += part * max(0.0, b - a - w)
             edges = [began, *(moment for _, _, a, b in inside for moment in (a, b)), ended]
-            server += sum(max(0.0, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True))
-            rates.append(median(w / n for w, n, _, _ in inside) if inside else math.nan)
+            gaps.append([max(0.0, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True)])
+            server += sum(gaps[-1])
+            rates.append(sum(w for w, *_ in inside) / sum(n for _, n, *_ in inside) if inside else math.nan)
         whole_time = self._nodes * (ended - began)
         return {
+            "samples_per_second": samples / (ended - began),
+            "of_capacity": samples / (ended - began) / sum(1 / rate for rate in rates),
+            "median_gap_ms": 1e3 * median(gap for own in gaps for gap in own[1:-1] or [0.0]),
+            "at_the_end": sum(own[-1] for own in gaps) / whole_time,
             "work": work / whole_time,
             "ray": ray / whole_time,
             "server": server / whole_time,
@@ -121,7 +130,6 @@ def measure(name: str, work: Workload, asked: argparse.Namespace, cores: list[in
     assert plan is not None
     passes = (state.accepted - began[1]) / step.samples
     return {
-        "samples_per_second": (state.accepted - began[1]) / (ended - began[0]),
         **clocked.since(began[0], ended),
         "accuracy": validated.accuracy,
         "pushes": sum(node.pushes for node in state.nodes),
@@ -214,20 +222,29 @@ def main() -> None:
     loops = [int(core) for core in asked.busy.split(",") if core]
     speeds = [1 / (cores + loops).count(core) for core in cores]
     noise, rounds = Noise(), []
-    with busy(loops), connect(cpus=len(cores) + 1):
-        for number in range(asked.rounds):
-            work = Workload(asked.data, asked.net, asked.batch_size, asked.seed + number, asked.limit)
-            answers = {}
-            for name in names if number % 2 == 0 else reversed(names):
-                if name in DDP:
-                    answers[name] = measure_ddp(name, number, asked, cores, speeds)
-                else:
-                    answers[name] = measure(name, work, asked, cores)
-                rate, waited = answers[name]["samples_per_second"], answers[name].get("waited", math.nan)
-                line = f"round {number + 1}, {name}: {rate:.0f} samples/s, waited {waited:.1%}"
-                print(line, file=sys.stderr, flush=True)
-            rounds.append(answers)
+    try:
+        with busy(loops), connect(cpus=len(cores) + 1):
+            for number in range(asked.rounds):
+                rounds.append(one_round(names, number, asked, cores, speeds))
+    except KeyboardInterrupt:  # the rounds that are through count
+        if not rounds:
+            raise
     report(names, rounds, speeds, asked, noise)
+
+
+def one_round(
+    names: list[str], number: int, asked: argparse.Namespace, cores: list[int], speeds: list[float]
+) -> dict[str, Any]:
+    work = Workload(asked.data, asked.net, asked.batch_size, asked.seed + number, asked.limit)
+    answers: dict[str, Any] = {}
+    for name in names if number % 2 == 0 else reversed(names):
+        if name in DDP:
+            answers[name] = measure_ddp(name, number, asked, cores, speeds)
+        else:
+            answers[name] = measure(name, work, asked, cores)
+        rate, waited = answers[name]["samples_per_second"], answers[name].get("waited", math.nan)
+        print(f"round {number + 1}, {name}: {rate:.0f} samples/s, waited {waited:.1%}", file=sys.stderr, flush=True)
+    return answers
 
 
 def ideal_of(seconds: list[float]) -> float:
@@ -239,25 +256,25 @@ def report(
     names: list[str], rounds: list[dict[str, Any]], speeds: list[float], asked: argparse.Namespace, noise: Noise
 ) -> None:
     programs = ideal_of([1 / speed for speed in speeds])
-    free = next((n for n in reversed(names) if n.startswith("agwu")), None)
-    ideals = [programs if free is None else ideal_of(a[free]["seconds_per_sample"]) for a in rounds]
     rows: dict[str, Any] = {}
-    keys = ("samples_per_second", "work", "ray", "server", "waited", "accuracy")
+    keys = ("samples_per_second", "of_capacity", "work", "ray", "server", "waited", "median_gap_ms", "accuracy")
     for name in names:
         own = [answers[name] for answers in rounds]
         row: dict[str, Any] = {key: spread(a[key] for a in own if key in a) for key in keys}
         row |= {key: spread((a[key] for a in own), 6) for key in ("megabytes_per_pass", "megabytes_by_formula")}
         if BASE in names:
-            gains = [a[name]["samples_per_second"] / a[BASE]["samples_per_second"] for a in rounds]
-            row |= {"gain": spread(gains)}
+            row |= {"gain": spread(a[name]["samples_per_second"] / a[BASE]["samples_per_second"] for a in rounds)}
+        if BASE in names and name not in DDP:
+            ideals = [ideal_of(a["seconds_per_sample"]) for a in own]
+            gains = [a[name]["of_capacity"] / a[BASE]["of_capacity"] for a in rounds]
+            row |= {"ideal": spread(ideals), "gain_at_equal_speed": spread(gains)}
             row |= {"of_ideal": spread(gain / ideal for gain, ideal in zip(gains, ideals, strict=True))}
         if "ddp" in names:
             row |= {"over_ddp": spread(a[name]["samples_per_second"] / a["ddp"]["samples_per_second"] for a in rounds)}
         rows[name] = row | {"runs": own}
-    ideal = spread(ideals)
-    print(f"ideal gain by programs on a core {programs:.2f}, by measured work {shown(ideal)}\n")
-    head = ("contender", "samples/s", "gain", "of the ideal, %", "over DDP", "waited, %", "Ray, %", "server, %",
-            "MB a pass", "by formula", "accuracy, %")  # fmt: skip
+    print(f"ideal gain by programs on a core: {programs:.2f}\n")
+    head = ("contender", "samples/s", "gain", "over DDP", "of capacity, %", "gain at equal speed", "ideal",
+            "of the ideal, %", "waited, %", "Ray, %", "server, %", "MB a pass", "formula", "accuracy, %")  # fmt: skip
     print(
         table(
             head,
@@ -266,8 +283,11 @@ def report(
                     name,
                     shown(row["samples_per_second"], 0),
                     shown(row.get("gain")),
-                    shown(row.get("of_ideal"), 0, 100),
                     shown(row.get("over_ddp")),
+                    shown(row["of_capacity"], 0, 100),
+                    shown(row.get("gain_at_equal_speed")),
+                    shown(row.get("ideal")),
+                    shown(row.get("of_ideal"), 0, 100),
                     shown(row["waited"], 1, 100),
                     shown(row["ray"], 1, 100),
                     shown(row["server"], 1, 100),
@@ -286,7 +306,6 @@ def report(
             "benchmark": "bilayered",
             "asked": options,
             "ideal_by_programs": programs,
-            "ideal_by_work": ideal,
             "rows": rows,
             "noise": noise.report(),
         }

@@ -124,6 +124,9 @@ class FakeRay:
     def available_resources(self) -> dict[str, float]:
         return {"CPU": self.cores}
 
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": self.cores}
+
     def remote(self, **options: Any) -> Any:
         def of(kind: type) -> Any:
             def make(*args: Any) -> Actor:

@@ -152,6 +152,18 @@ def test_cores_that_are_not_there_are_refused(fake_ray: Any) -> None:
         made.need_cpus(4, "4 workers")
 
 
+def test_cores_of_actors_that_are_just_ending_are_waited_for(fake_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, free = Session(fake_ray, "n", False, lambda: None), iter([1.0, 2.0, 3.0])
+    fake_ray.cores = 3.0
+    monkeypatch.setattr(fake_ray, "available_resources", lambda: {"CPU": next(free)})
+    made.need_cpus(3, "3 workers")
+    assert next(free, None) is None
+    monkeypatch.setattr(fake_ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(session, "_FREED_SECONDS", 0.2)
+    with pytest.raises(OptionError, match="Ray has 1 free"):
+        made.need_cpus(3, "3 workers")
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MachineError, match="needs Ray") as refused:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from convoy.strategies.bilayered.checks import check
 from convoy.strategies.bilayered.estimate import shares
-from convoy.strategies.bilayered.machine import step
-from convoy.strategies.bilayered.messages import Push, from_row, to_row
+from convoy.strategies.bilayered.machine import SHORTEST, step
+from convoy.strategies.bilayered.messages import Begin, Goal, Join, Push, from_row, to_row
 from convoy.strategies.bilayered.state import ALLOCATIONS, UPDATES, Rules, State
 from convoy.strategies.bilayered.virtual import (
     Cluster,
@@ -232,3 +232,43 @@ def test_whatever_happens_the_ledger_adds_up(
     assert run.state.accepted == 4 * samples
     assert not run.state.jobs
     check(run.state)
+
+
+# --- the end of a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [(0.001, 0.002), (0.001, 0.003), (0.001, 0.001, 0.002, 0.005)])
+@pytest.mark.parametrize("passes", [1, 3, 8])
+def test_rounds_get_shorter_towards_the_end_so_that_all_end_together(seconds: tuple[float, ...], passes: int) -> None:
+    script = Script(seconds, speeds=tuple(1 / s for s in seconds))
+    run = simulate(rules(allocation="idpa-mended", batches=min(4, 2 * passes - 1)), script, passes)
+    ideal = passes * 1200 / sum(1 / s for s in seconds)
+    shortest = SHORTEST * 10 * max(seconds)
+    assert run.seconds <= ideal + shortest
+    sizes = [part.samples for _, merge in run.merges for part in merge.parts]
+    assert len(sizes) < 12 * passes * len(seconds)
+    assert sum(size < SHORTEST * 10 for size in sizes) <= 3 * len(seconds)  # what is left over, or taken over
+
+
+def test_where_pushes_are_dear_rounds_are_not_cut_so_short() -> None:
+    """Waiting that is no work is told apart by the times of lease and push."""
+
+    def shortest(overhead: float) -> int:
+        state, sizes = State(rules(allocation="idpa-mended", batches=1, samples=4800)), []
+        for message in (Goal(1), Join(0, 0), Join(1, 0), Begin()):
+            state, _ = step(state, message)
+        while not state.done:
+            ends = {j: n.lease.at + n.lease.piece.size / 1000 for j, n in enumerate(state.nodes) if n.lease is not None}
+            j = min(ends, key=lambda j: (ends[j], j))
+            lease = state.nodes[j].lease
+            assert lease is not None
+            sizes.append(lease.piece.size)
+            push = Push(j, 0, lease.sequence, lease.piece.size / 1000, at=ends[j] + overhead)
+            state, _ = step(state, push)
+            check(state)
+        pushes = [node.pushes for node in state.nodes]
+        assert [node.waited for node in state.nodes] == pytest.approx([n * overhead for n in pushes], abs=0.2)
+        return min(sizes[:-3])
+
+    assert shortest(0.0) <= 80
+    assert shortest(0.08) >= 200

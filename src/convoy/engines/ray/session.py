@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from convoy.engines.ray.extra import ray_module
 from convoy.errors import MachineError, OptionError
 
 _ATTEMPTS = 3
+_FREED_SECONDS = 15.0
 _token = secrets.token_hex(32)  # Ray reads it once a process, so a second local Ray must have the same
 _lock = threading.RLock()  # a finalizer may close a session in the middle of opening another
 _shared: dict[str, Any] = {"users": 0, "environment": {}}  # of the Ray that this process connected
@@ -75,13 +77,16 @@ class Session:
             self.ray.kill(actor, no_restart=True)
 
     def need_cpus(self, count: int, what: str) -> None:
-        """Raise OptionError where ``count`` cores are not free: actors would wait for them without a word."""
-        free = self.ray.available_resources().get("CPU", 0.0)
-        if free < count:
-            raise OptionError(
-                f"{what} need {count} cores, and Ray has {free:g} free",
-                hint="take fewer stages or threads, or start Ray with more cores (ray start --num-cpus)",
-            )
+        """Raise OptionError where ``count`` cores are not free: actors would wait for them without a word. Those of
+        actors that are just ending are waited for."""
+        until = time.monotonic() + _FREED_SECONDS
+        while (free := self.ray.available_resources().get("CPU", 0.0)) < count:
+            if self.ray.cluster_resources().get("CPU", 0.0) < count or time.monotonic() > until:
+                raise OptionError(
+                    f"{what} need {count} cores, and Ray has {free:g} free",
+                    hint="take fewer stages or threads, or start Ray with more cores (ray start --num-cpus)",
+                )
+            time.sleep(0.1)
 
     def close(self) -> None:
         """End the actors, and Ray itself where this was the last session of the process that connected it."""

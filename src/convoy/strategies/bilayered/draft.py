@@ -15,6 +15,7 @@ from convoy.strategies.bilayered.estimate import (
     costs,
     increments,
     measured,
+    overhead_seconds,
     seconds_per_sample,
 )
 from convoy.strategies.bilayered.ledger import FREE, Job, Segment, Slice
@@ -192,6 +193,8 @@ class Draft:
         wanted = min(int(busy[donor] / (rates[node] + rates[donor])), movable[donor])
         if wanted < self.rules.batch_size:
             return False
+        if not self.rules.synchronous and wanted * rates[node] < overhead_seconds(self.nodes[node]):
+            return False  # the donor is through with it before
         for segment in reversed([s for s in self.segments if s.owner == donor and s.left > 0]):
             count = min(segment.size, wanted // segment.left)
             if count:

@@ -61,6 +61,12 @@ def increments(
     return whole(later_batch(total, [rates[j] for j in live], have), size)
 
 
+def overhead_seconds(node: NodeState) -> float:
+    """What a push costs the node besides its work, on average: until it is heard, merged, and the next lease is there.
+    Behind a barrier it would be the waiting for others."""
+    return node.waited / node.pushes if node.pushes else 0.0
+
+
 def limit_seconds(state: State, node: int) -> float | None:
     """After how many seconds the node's lease runs out; None where nobody was measured yet."""
     lease = state.nodes[node].lease

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 from convoy.strategies.bilayered.draft import Draft
-from convoy.strategies.bilayered.estimate import limit_seconds, seconds_per_sample
+from convoy.strategies.bilayered.estimate import limit_seconds, overhead_seconds, seconds_per_sample
 from convoy.strategies.bilayered.ledger import Segment, Slice, tidy
 from convoy.strategies.bilayered.messages import (
     Acknowledge,
@@ -44,8 +44,12 @@ from convoy.strategies.bilayered.rules.sgwu import sgwu
 from convoy.strategies.bilayered.rules.sgwu_mended import sgwu_mended
 from convoy.strategies.bilayered.state import Lease, NodeState, Received, State
 
+AT_ONCE = 0.75
+"""Of what a node will still do by its speed, so much at most in one round: the rest evens out what comes otherwise."""
 SHORTEST = 4
-"""Mini-batches of a round that is short only because the end is near."""
+"""Mini-batches, at least, of a round that is short only because the end is near."""
+WORTH_A_PUSH = 4.0
+"""So many times as long as what a push costs besides takes such a round, at least."""
 
 
 def step(state: State, message: Message) -> tuple[State, tuple[Effect, ...]]:
@@ -213,9 +217,9 @@ def _round(draft: Draft, node: int) -> int:
 
 
 def _before_the_end(draft: Draft, node: int, size: int) -> int:
-    """At most so many samples for a round of ``size``. Mended, without a barrier: half of what the node will still do,
-    by its speed, so that rounds get shorter towards the end of a run and all nodes end together (guided
-    self-scheduling, Polychronopoulos and Kuck 1987); but not so short that pushes cost more than waiting."""
+    """At most so many samples for a round of ``size``. Mended, without a barrier: a part of what the node will still
+    do, by its speed, so that rounds get shorter towards the end of a run and all nodes end together (guided
+    self-scheduling, Polychronopoulos and Kuck 1987); but not so short that pushes cost more than they save."""
     rules, live = draft.rules, draft.live
     if rules.synchronous or not rules.mended or len(live) < 2:
         return size
@@ -225,7 +229,9 @@ def _before_the_end(draft: Draft, node: int, size: int) -> int:
         return size
     rates = seconds_per_sample(draft.nodes, live, draft.now)
     share = 1 / (rates[node] * math.fsum(1 / rate for rate in rates.values()))
-    return max(SHORTEST, math.ceil(rest * share / 2 / rules.batch_size)) * rules.batch_size
+    least = max(SHORTEST * rules.batch_size, WORTH_A_PUSH * overhead_seconds(draft.nodes[node]) / rates[node])
+    most = math.ceil(max(AT_ONCE * rest * share, least) / rules.batch_size) * rules.batch_size
+    return size if size - most < least else most  # what would be left is not worth a push
 
 
 def _grant(draft: Draft, node: int) -> None:
