@@ -51,7 +51,7 @@ def plan(
         seed=asked.seed, precision=asked.precision, device=asked.device, threads=asked.threads,
         max_memory=asked.max_memory,
     )  # fmt: skip
-    note(f"measuring {asked.model} on {asked.batch_size} images of {size} pixels, some 15 seconds", quiet=quiet)
+    note(f"measuring {asked.model} on {asked.batch_size} images of {size} pixels, 10 to 30 seconds", quiet=quiet)
     made: Any = make_plan(
         model, _images(asked, channels, size, classes), strategy if named else None, workers,
         loss=nn.CrossEntropyLoss(), optimizer=make_optimizer(asked, model), settings=settings,
