@@ -83,6 +83,7 @@ def _speculative() -> Iterator[tuple[str, Variant]]:
         yield named("faithful", "label-mean", threshold)
         yield named("cut", "zero", threshold)
         yield named("cut", "dithered:zero", threshold)
+    yield named("faithful", "dithered:zero", 2.0)
     for predictor in ("label-last", "label-mean", "error-scaled", "per-sample", "linear", "network"):
         yield named("cut", predictor, 1.0)
     for predictor in ("label-mean", "linear"):
