@@ -88,7 +88,7 @@ def test_a_failed_strategy_is_said_and_the_exit_code_is_1(convoy):
     assert "sequential           " in done.out
 
 
-def test_ctrl_c_says_how_to_go_on(convoy, monkeypatch):
+def test_ctrl_c_says_how_to_go_on_and_leaves_a_report(convoy, monkeypatch, tmp_path):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -96,6 +96,7 @@ def test_ctrl_c_says_how_to_go_on(convoy, monkeypatch):
     done = convoy("compare", *SMALL, *TWO, "--epochs", "1", "--name", "c")
     assert done.code == 130
     assert done.hint == "go on with: convoy compare --resume runs/c"
+    assert "not finished" in (tmp_path / "runs" / "c" / "report.html").read_text()
     monkeypatch.undo()
 
 

@@ -85,11 +85,22 @@ def compare(
             begun=lambda run: write_facts(run, facts),
         )
     except KeyboardInterrupt:
+        _write_report(folder)
         raise Interrupted(f"go on with: convoy compare --resume {folder}") from None
     page, _ = write_report(folder)
     values = {**found.to_dict(), "directory": str(folder), "report": str(page)}
     result(values, f"{found.table()}\nreport: {page}", as_json=json)
     return 1 if found.failed else 0
+
+
+def _write_report(folder: Path) -> None:
+    """The page of a comparison that was interrupted. What is wrong with it does not keep the user."""
+    from convoy.report.write import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        note(f"note: no report was written ({error}); convoy report {folder} tries again")
 
 
 def _folder(asked: CompareConfig) -> Path:
