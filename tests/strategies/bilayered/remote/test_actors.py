@@ -171,6 +171,7 @@ def test_a_killed_node_comes_back_and_its_samples_are_trained_by_others() -> Non
     assert [data["node"] for data in joined] == [1]
 
 
+@pytest.mark.slow
 def test_a_frozen_node_loses_its_lease_and_joins_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on once others got its samples. From the freeze to its return turns are held up: node 0 alone would
     be through with everything before the lease runs out, or before a busy machine lets node 1 run again."""
