@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from convoy.strategies.bilayered.messages import Dead, Effect, Message, Push
 from convoy.strategies.bilayered.node import Node
 from convoy.strategies.bilayered.remote.clock import Clock
 from convoy.strategies.bilayered.remote.crew import Crew
+from convoy.strategies.bilayered.remote.folder import journal_folder
 from convoy.strategies.bilayered.remote.recipe import Recipe
 from convoy.strategies.bilayered.remote.server import ParcelLost, RemoteServer
 from convoy.strategies.bilayered.server import Server
@@ -36,7 +35,6 @@ from convoy.strategies.pipelined.remote.modules import modules_of
 from convoy.strategies.pipelined.remote.numbers import Numbers
 from convoy.strategies.pipelined.remote.stage import StageRecipe
 
-_ROOM = 20  # sets of weights that have to fit where the journal keeps two, beside those that Ray has there
 TABLE_SECONDS = 15.0
 """How often, at most, it is said how the nodes stand."""
 
@@ -44,16 +42,6 @@ TABLE_SECONDS = 15.0
 def most_nodes() -> int:
     """On this machine alone: four a core, or eight. Each is a process with a PyTorch of its own."""
     return max(8, 4 * (os.cpu_count() or 1))
-
-
-def _in_memory(size: int) -> str | None:
-    """A folder for ``size`` bytes that outlives a process and is written without waiting for a disk; None where there
-    is none. The journal has to survive the server only: with this machine, the driver would be gone too."""
-    folder = Path("/dev/shm")
-    with suppress(OSError):
-        if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > size:
-            return str(folder)
-    return None
 
 
 class RemoteStep(BiLayeredStep):
@@ -137,7 +125,7 @@ class RemoteStep(BiLayeredStep):
         self._session = session
         weakref.finalize(self, session.close)
         session.need_cpus(nodes * threads + 1, f"{nodes} nodes of {threads} threads and a server")
-        self._folder = Path(tempfile.mkdtemp(prefix="convoy-journal-", dir=_in_memory(_ROOM * layout.bytes)))
+        self._folder = journal_folder(layout.bytes)
         recipe = Recipe(
             model=self._model,
             loss=self._loss,
