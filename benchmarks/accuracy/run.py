@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def main() -> None:
     steps = options.epochs * len(data.train)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, cycle_momentum=False)
     name = options.out.name
+    begun = any((options.work / name / "checkpoints").glob("*"))
+    if not begun:
+        shutil.rmtree(options.work / name, ignore_errors=True)  # stopped before its first checkpoint
     trainer = Trainer(
         model,
         nn.functional.cross_entropy,
@@ -96,7 +100,7 @@ def main() -> None:
         name=name,
         save_every="epoch",
     )
-    if (options.work / name / "checkpoints").is_dir():
+    if begun:
         trainer.load(options.work / name)
     history = trainer.fit(data.train, data.validation, epochs=options.epochs)
     result: dict[str, Any] = {
