@@ -11,11 +11,11 @@ NEVER = 1 << 60
 BANKS, GROUPS, COMMANDS, SLOTS = 64, 64, 5, 64  # the most there may be; slots per queue
 
 # Facts about the memory.
-NUM_BANKS, NUM_GROUPS, GROUP_SHIFT = 0, 1, 2  # a bank's group: bank >> shift
+NUM_BANKS, GROUP_SHIFT = 0, 1  # a bank's group: bank >> shift
 ROOM = 3  # of the two queues
 HIGH, LOW = 5, 6
 REFI = 7  # 0: no refresh
-FAW = 8
+FAW = 8  # between four activations; put into force as a rule of the channel
 # State of the controller.
 WRITING, DUE, REFRESHES, SEQUENCE = 16, 17, 18, 19
 OPEN_BANKS = 20  # how many banks have a row open
@@ -60,8 +60,7 @@ _SCOPES = ("bank", "group", "channel")
 def new_state(memory: Memory, *, refresh: bool) -> Integers:
     """A controller with empty queues and closed banks at clock 0."""
     state = np.zeros(SIZE, np.int64)
-    state[NUM_BANKS], state[NUM_GROUPS] = memory.banks, memory.bank_groups
-    state[GROUP_SHIFT] = memory.banks_per_group.bit_length() - 1
+    state[NUM_BANKS], state[GROUP_SHIFT] = memory.banks, memory.banks_per_group.bit_length() - 1
     state[ROOM], state[ROOM + 1] = memory.read_queue, memory.write_queue
     state[HIGH], state[LOW] = memory.write_high, memory.write_low
     state[REFI] = memory.tREFI if refresh else 0
