@@ -46,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--channels-last", action="store_true", help="memory format of images: other rounding, faster")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images")
     parser.add_argument("--out", type=Path, required=True, help="result file without ending, under this folder")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where checkpoints go")
@@ -95,7 +96,9 @@ def main() -> None:
         scheduler=schedule,
         scheduler_interval="batch",
         strategy=strategy(options),
-        settings=Settings(seed=options.seed, threads=options.threads, total_steps=steps),
+        settings=Settings(
+            seed=options.seed, threads=options.threads, total_steps=steps, channels_last=options.channels_last
+        ),
         run_dir=options.work,
         name=name,
         save_every="epoch",
