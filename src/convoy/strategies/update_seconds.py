@@ -1,9 +1,9 @@
-"""What an optimizer's step takes, measured on copies of the weights."""
+"""What an optimizer's step takes, and adding up gradients before it, measured on copies of the weights."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
@@ -22,25 +22,45 @@ def update_seconds(
 ) -> float:
     """Seconds of one step for all ``parameters`` that are trained, by an optimizer like ``optimizer`` (None: SGD with
     momentum and weight decay)."""
-    trained = [p for p in parameters if p.requires_grad]
-    if not trained:
-        return 0.0
-    whole, copied = sum(p.nbytes for p in trained), 0
-    copies: list[nn.Parameter] = []
-    for p in trained[:: -(-whole // MOST_BYTES)]:
-        copies.append(nn.Parameter(p.detach().clone()))
-        copies[-1].grad = torch.zeros_like(copies[-1])
-        copied += p.nbytes
-    step = like(optimizer, copies)
+    chosen, share = _some(parameters)
+    copies = [nn.Parameter(p.detach().clone()) for p in chosen]
+    for copied in copies:
+        copied.grad = torch.zeros_like(copied)
+    return _seconds(like(optimizer, copies).step, copies, threads, repeats) / share if copies else 0.0
+
+
+def adding_seconds(parameters: Sequence[Tensor], *, threads: int = 1, repeats: int = 5) -> float:
+    """Seconds of adding one more gradient to those that are kept, for all ``parameters`` that are trained: what every
+    micro-batch after the first costs besides computing its gradient."""
+    chosen, share = _some(parameters)
+    kept = [torch.zeros_like(p) for p in chosen]
+    fresh = [torch.zeros_like(p) for p in chosen]
+
+    def add() -> None:
+        for total, more in zip(kept, fresh, strict=True):
+            total.add_(more)
+
+    return _seconds(add, kept, threads, repeats) / share if kept else 0.0
+
+
+def _some(parameters: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+    """Of the trained ``parameters`` as many as are worth copying, and which share of all bytes these are."""
+    trained = [p.detach() for p in parameters if p.requires_grad]
+    whole = sum(p.nbytes for p in trained)
+    chosen = trained[:: -(-whole // MOST_BYTES)] if trained else []
+    return chosen, sum(p.nbytes for p in chosen) / whole if whole else 1.0
+
+
+def _seconds(run: Callable[[], object], on: Sequence[Tensor], threads: int, repeats: int) -> float:
     seconds = []
     with intra_op_threads(threads):
         for _ in range(repeats + 1):
             start = perf_counter()
-            step.step()
-            if copies[0].is_cuda:
-                torch.cuda.synchronize(copies[0].device)
+            run()
+            if on[0].is_cuda:
+                torch.cuda.synchronize(on[0].device)
             seconds.append(perf_counter() - start)
-    return robust(seconds[1:]) * whole / copied
+    return robust(seconds[1:])
 
 
 def like(optimizer: Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:

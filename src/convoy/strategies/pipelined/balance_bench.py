@@ -1,7 +1,7 @@
 """What can be measured of one model and one batch on this machine, each thing once.
 
 Times are for a whole mini-batch, also where it enters in micro-batches and a micro-batch is what runs; the optimizer's
-step is in the backward time.
+step, and adding up the gradients of micro-batches, are in the backward time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from convoy.strategies.batch import arguments, batch_size
 from convoy.strategies.pipelined.balance import ROUNDS, Balanced, Places, Trial, runnable, search, these_cuts
 from convoy.strategies.pipelined.balance_fit import Cuts
 from convoy.strategies.pipelined.parts import split_parts
-from convoy.strategies.update_seconds import like, update_seconds
+from convoy.strategies.update_seconds import adding_seconds, like, update_seconds
 
 PROFILE_SECONDS = 6.0
 """Time for measuring the nodes one by one."""
@@ -61,6 +61,7 @@ class Bench:
         self._loss, self._x, self._y, self._optimizer, self._hurry = loss, x, y, optimizer, hurry
         self._profiles: dict[tuple[int, int], Profile] = {}
         self._updates: dict[int, float] = {}
+        self._adding: dict[int, float] = {}
         self._whole: dict[tuple[int, int], float] = {}
         self._balanced: dict[Any, Balanced] = {}
 
@@ -85,7 +86,7 @@ class Bench:
 
     def costs(self, threads: int, parts: int = 1) -> list[float]:
         """Seconds of each node for a mini-batch, forward, backward and update."""
-        profile, updates = self.profile(threads, parts), self.updates(threads)
+        profile, updates = self.profile(threads, parts), self.updates(threads, parts)
         return [cost * parts + update for cost, update in zip(profile.costs, updates, strict=True)]
 
     def update(self, threads: int) -> float:
@@ -96,6 +97,14 @@ class Bench:
                 self._updates[threads] = update_seconds(weights, self._optimizer, threads=threads)
         return self._updates[threads]
 
+    def adding(self, threads: int) -> float:
+        """Seconds of adding one more micro-batch's gradients to those of the whole model."""
+        if threads not in self._adding:
+            with interruptible():
+                weights = list(self.graph.parameters.values())
+                self._adding[threads] = adding_seconds(weights, threads=threads)
+        return self._adding[threads]
+
     def idle_optimizer(self) -> Optimizer:
         """One like the user's for the weights of ``scratch``, at a learning rate of 0."""
         made = like(self._optimizer, [p for p in self.scratch.program.parameters() if p.requires_grad])
@@ -103,18 +112,20 @@ class Bench:
             group["lr"] = 0.0
         return made
 
-    def updates(self, threads: int) -> list[float]:
-        """The same by node: in proportion to the bytes of its weights."""
+    def updates(self, threads: int, parts: int = 1) -> list[float]:
+        """Seconds of the optimizer's step, and of adding up gradients of ``parts`` micro-batches before it, by node:
+        in proportion to the bytes of its weights."""
         sizes = [sum(self._trained.get(name, 0) for name in node.parameters) for node in self.graph.nodes]
         whole = sum(sizes)
-        return [self.update(threads) * size / whole if whole else 0.0 for size in sizes]
+        seconds = self.update(threads) + ((parts - 1) * self.adding(threads) if parts > 1 else 0.0)
+        return [seconds * size / whole if whole else 0.0 for size in sizes]
 
     def trial(self, threads: int, parts: int = 1) -> Trial:
         """Runs stages side by side, on a copy of the program: BatchNorm estimates of the user's stay."""
         x, y = self.part(parts)
         args, kwargs = arguments(x)
         values: Mapping[str, Any] = dict(zip(self.inputs, self.graph.bind(args, kwargs).values(), strict=True))
-        updates = self.updates(threads)
+        updates = self.updates(threads, parts)
 
         def run(candidates: Sequence[Cuts], seconds: float) -> Sequence[Sequence[Round]]:
             with interruptible():
