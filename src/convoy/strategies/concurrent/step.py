@@ -21,7 +21,8 @@ from convoy.strategies.concurrent.build import plan_for
 from convoy.strategies.concurrent.plan import ConcurrentPlan
 from convoy.strategies.concurrent.schedule import CONV, NONCONV
 from convoy.strategies.tasks.build import Built
-from convoy.strategies.tasks.recurring_step import RecurringStep, allowed_threads
+from convoy.strategies.tasks.recurring_step import RecurringStep
+from convoy.strategies.tasks.settled_step import allowed_threads
 
 
 class ConcurrentStep(RecurringStep):

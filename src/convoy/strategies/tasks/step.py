@@ -17,8 +17,8 @@ from convoy.errors import OptionError
 from convoy.events.event import Sink
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.tasks.build import Built, build
-from convoy.strategies.tasks.recurring_step import RANK_AFTER as RANK_AFTER
-from convoy.strategies.tasks.recurring_step import RecurringStep, allowed_threads
+from convoy.strategies.tasks.recurring_step import RecurringStep
+from convoy.strategies.tasks.settled_step import allowed_threads
 
 
 class TaskStep(RecurringStep):
