@@ -25,6 +25,10 @@ KINDS = {
     "C": "compare",
     "M": "remember",
     "X": "correct",
+    "T": "sum gradients",
+    "A": "add gradients",
+    "R": "running statistics",
+    "J": "join tiles",
 }
 """The kinds of action that strategies have. One that is not here is shown by its letter."""
 

@@ -44,11 +44,12 @@ def test_slices_together_are_the_batch(bind_module, images, sizes, channels, aff
     options, parameters = parts.options, parts.parameters
     xs, gs = (x + offset).split(sizes), grad.split(sizes)
     total = sums.combine([sums.moments(s) for s in xs])
+    of = sums.affine(options, parameters, total)
     sums.update_running(options, parameters, total)
     # With a mean a hundred times the deviation, rounding of x itself shows a hundred times larger.
     allowed = dtype if offset == 0 else None
     for got, expected in [
-        (torch.cat([sums.normalise(options, parameters, s, total) for s in xs]), y),
+        (torch.cat([sums.normalise(s, of) for s in xs]), y),
         (parameters["running_mean"], module.running_mean),
         (parameters["running_var"], module.running_var),
     ]:
@@ -56,8 +57,9 @@ def test_slices_together_are_the_batch(bind_module, images, sizes, channels, aff
     assert torch.equal(parameters["num_batches_tracked"], module.num_batches_tracked)
     if allowed is None:
         return
-    added = sums.add_sums([sums.grad_sums(options, s, total, g) for s, g in zip(xs, gs, strict=True)])
-    dxs = [sums.input_grad(options, parameters, s, total, added, g) for s, g in zip(xs, gs, strict=True)]
+    added = sums.add_sums([sums.grad_sums(options, s, of, g) for s, g in zip(xs, gs, strict=True)])
+    back = sums.grad_affine(of, added)
+    dxs = [sums.input_grad(s, back, g) for s, g in zip(xs, gs, strict=True)]
     close(torch.cat(dxs), dx, dtype)
     got = sums.weight_grad(parameters, added)
     assert got.keys() == dw.keys()
@@ -71,8 +73,7 @@ def test_bfloat16_is_summed_in_float32(images):
     assert total.mean.dtype == torch.float32 and total.count == 64 * 81
     torch.testing.assert_close(total.mean, x.float().mean((0, 2, 3)), rtol=1e-6, atol=0)
     module = nn.BatchNorm2d(2)
-    options_of_module = sums.BatchNormOptions()
-    y = sums.normalise(options_of_module, dict(module.named_parameters()), x, total)
+    y = sums.normalise(x, sums.affine(sums.BatchNormOptions(), dict(module.named_parameters()), total))
     assert y.dtype == torch.bfloat16
 
 

@@ -1,8 +1,8 @@
 """BatchNorm by partial sums: slices of the batch are summed apart, the sums combined in a fixed order, and the slices
 finished apart.
 
-    forward    moments(slice) → combine → normalise(slice), and update_running once
-    backward   grad_sums(slice) → add_sums → input_grad(slice); the combined sums are the weight gradient
+    forward    moments(slice) → combine → affine → normalise(slice), and update_running once
+    backward   grad_sums(slice) → add_sums → grad_affine → input_grad(slice); the sums are the weight gradient
 
 Within 1e-5 of the kernel for float32 (relative to the largest value; 1e-12 for float64), not bit for bit: the sums
 have another order. For the same slices in the same order the bits do not depend on who computed what, or when.
@@ -30,9 +30,15 @@ class Moments:
     mean: Tensor
     deviation: Tensor
 
-    def invstd(self, eps: float) -> Tensor:
-        """σ⁻¹ [C] from the biased variance."""
-        return torch.rsqrt(self.deviation / self.count + eps)
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """What normalising a batch comes to: y = scale·x + shift. All [C]; ``invstd`` is σ⁻¹, of the biased variance."""
+
+    total: Moments
+    invstd: Tensor
+    scale: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,15 @@ class GradSums:
 
     grad: Tensor
     grad_normalised: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GradAffine:
+    """What the gradient of the input comes to: scale·g + slope·x + shift. All [C]."""
+
+    scale: Tensor
+    slope: Tensor
+    shift: Tensor
 
 
 def moments(x: Tensor) -> Moments:
@@ -61,11 +76,25 @@ def combine(parts: Sequence[Moments]) -> Moments:
     if len(parts) == 1:
         return parts[0]
     count = sum(part.count for part in parts)
-    means = torch.stack([part.mean for part in parts])
-    counts = torch.tensor([part.count for part in parts], dtype=means.dtype, device=means.device)[:, None]
-    mean = (means * (counts / count)).sum(0)
-    between = (means - mean).square_().mul_(counts).sum(0)
-    return Moments(count, mean, torch.stack([part.deviation for part in parts]).sum(0).add_(between))
+    first, *rest = parts
+    mean = first.mean * (first.count / count)
+    for part in rest:
+        mean.add_(part.mean, alpha=part.count / count)
+    apart = first.mean - mean
+    deviation = torch.addcmul(first.deviation, apart, apart, value=first.count)
+    for part in rest:
+        apart = part.mean - mean
+        deviation.add_(part.deviation).addcmul_(apart, apart, value=part.count)
+    return Moments(count, mean, deviation)
+
+
+def affine(options: BatchNormOptions, parameters: Parameters, total: Moments) -> Affine:
+    """From the moments of the batch, once for all slices."""
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    invstd = torch.rsqrt(total.deviation / total.count + options.eps)
+    scale = invstd if weight is None else invstd * weight
+    shift = -total.mean * scale if bias is None else torch.addcmul(bias, total.mean, scale, value=-1.0)
+    return Affine(total, invstd, scale, shift)
 
 
 def update_running(options: BatchNormOptions, parameters: Parameters, total: Moments) -> None:
@@ -79,21 +108,15 @@ def update_running(options: BatchNormOptions, parameters: Parameters, total: Mom
         variance.mul_(1 - momentum).add_(unbiased, alpha=momentum)
 
 
-def normalise(options: BatchNormOptions, parameters: Parameters, x: Tensor, total: Moments) -> Tensor:
+def normalise(x: Tensor, of: Affine) -> Tensor:
     """Output of one slice, in its type."""
-    scale, shift = total.invstd(options.eps), parameters.get("bias")
-    weight = parameters.get("weight")
-    if weight is not None:
-        scale = scale * weight
-    shift = -total.mean * scale if shift is None else shift - total.mean * scale
-    return torch.addcmul(_along(shift, x), _wide(x), _along(scale, x)).to(x.dtype)
+    return torch.addcmul(_along(of.shift, x), _wide(x), _along(of.scale, x)).to(x.dtype)
 
 
-def grad_sums(options: BatchNormOptions, x: Tensor, total: Moments, grad: Tensor) -> GradSums:
+def grad_sums(options: BatchNormOptions, x: Tensor, of: Affine, grad: Tensor) -> GradSums:
     """Of one slice and the gradient of its output."""
-    invstd = total.invstd(options.eps)
     _, grad_normalised, summed = torch.ops.aten.native_batch_norm_backward(
-        _wide(grad), _wide(x), None, None, None, total.mean, invstd, True, options.eps, (False, True, True)
+        _wide(grad), _wide(x), None, None, None, of.total.mean, of.invstd, True, options.eps, (False, True, True)
     )
     return GradSums(summed, grad_normalised)
 
@@ -104,23 +127,25 @@ def add_sums(parts: Sequence[GradSums]) -> GradSums:
         raise InternalError("no sums to add")
     if len(parts) == 1:
         return parts[0]
-    return GradSums(
-        torch.stack([part.grad for part in parts]).sum(0),
-        torch.stack([part.grad_normalised for part in parts]).sum(0),
-    )
+    first, second, *rest = parts
+    grad, grad_normalised = first.grad + second.grad, first.grad_normalised + second.grad_normalised
+    for part in rest:
+        grad.add_(part.grad)
+        grad_normalised.add_(part.grad_normalised)
+    return GradSums(grad, grad_normalised)
 
 
-def input_grad(
-    options: BatchNormOptions, parameters: Parameters, x: Tensor, total: Moments, sums: GradSums, grad: Tensor
-) -> Tensor:
-    """Gradient of one slice's input: (g − Σg/n − x̂ · Σ(g·x̂)/n) · σ⁻¹ · weight."""
-    invstd = total.invstd(options.eps)
-    weight = parameters.get("weight")
-    scale = invstd if weight is None else invstd * weight
-    slope = scale * sums.grad_normalised * invstd / -total.count
-    shift = scale * sums.grad / -total.count - slope * total.mean
-    result = torch.addcmul(_along(shift, x), _wide(x), _along(slope, x))  # scale·g + slope·x + shift: two passes
-    return result.addcmul_(_wide(grad), _along(scale, x)).to(x.dtype)
+def grad_affine(of: Affine, sums: GradSums) -> GradAffine:
+    """From the sums of the batch, once for all slices: (g − Σg/n − x̂ · Σ(g·x̂)/n) · σ⁻¹ · weight."""
+    count, scale = of.total.count, of.scale
+    slope = (scale * of.invstd).mul_(sums.grad_normalised).div_(-count)
+    return GradAffine(scale, slope, (scale * sums.grad).div_(-count).addcmul_(slope, of.total.mean, value=-1.0))
+
+
+def input_grad(x: Tensor, of: GradAffine, grad: Tensor) -> Tensor:
+    """Gradient of one slice's input, in two passes."""
+    result = torch.addcmul(_along(of.shift, x), _wide(x), _along(of.slope, x))
+    return result.addcmul_(_wide(grad), _along(of.scale, x)).to(x.dtype)
 
 
 def weight_grad(parameters: Parameters, sums: GradSums) -> dict[str, Tensor]:

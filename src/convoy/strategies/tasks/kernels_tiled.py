@@ -92,27 +92,33 @@ def moments(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
 
 
 def combine(unit: Unit) -> Run:
-    """Moments of all slices → those of the batch; moves the running statistics."""
+    """Moments of all slices → what normalising the batch comes to."""
     options, parameters = unit.rule.options, unit.rule.parameters
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
         total = sums.combine(args[0])
         require_several_values(total.mean.expand(total.count, -1))
-        sums.update_running(options, parameters, total)
-        return (total,)
+        return (sums.affine(options, parameters, total),)
 
     return run
 
 
-def normalise(unit: Unit) -> Run:
-    """A slice, the moments of the batch → output, saved."""
-    options, parameters = unit.rule.options, unit.rule.parameters
+def running(units: Sequence[Unit]) -> Run:
+    """What normalising came to, of each of ``units`` → moves their running statistics."""
+    own = [(unit.rule.options, unit.rule.parameters) for unit in units]
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-        x, total = args
-        return sums.normalise(options, parameters, x, total), (x, total)
+        for (options, parameters), of in zip(own, args, strict=True):
+            sums.update_running(options, parameters, of.total)
+        return ()
 
     return run
+
+
+def normalise(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+    """A slice, and what normalising the batch comes to → output, saved."""
+    x, of = args
+    return sums.normalise(x, of), (x, of)
 
 
 def grad_sums(unit: Unit) -> Run:
@@ -120,35 +126,29 @@ def grad_sums(unit: Unit) -> Run:
     options = unit.rule.options
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-        (x, total), grad = args
-        return (None if grad is None else sums.grad_sums(options, x, total, grad),)
+        (x, of), grad = args
+        return (None if grad is None else sums.grad_sums(options, x, of, grad),)
 
     return run
 
 
 def add_sums(unit: Unit) -> Run:
-    """Partial sums of all slices → those of the batch, and the list of gradients of the trained parameters."""
+    """Saved, partial sums of all slices → what the input's gradient comes to, and the list of gradients of the trained
+    parameters."""
     parameters, local = unit.rule.parameters, unit.local
 
     def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-        (parts,) = args
+        (_, of), parts = args
         if parts[0] is None:
             return None, [None] * len(local)
         total = sums.add_sums(parts)
         gradients = sums.weight_grad(parameters, total)
-        return total, [gradients[name] for name in local]
+        return sums.grad_affine(of, total), [gradients[name] for name in local]
 
     return run
 
 
-def normalise_grad(unit: Unit) -> Run:
-    """Saved, gradient of the output, sums of the batch → gradient of the slice."""
-    options, parameters = unit.rule.options, unit.rule.parameters
-
-    def run(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
-        (x, moments_of_batch), grad, total = args
-        if grad is None:
-            return (None,)
-        return (sums.input_grad(options, parameters, x, moments_of_batch, total, grad),)
-
-    return run
+def normalise_grad(frame: Frame, tile: int, args: list[Any]) -> Sequence[Any]:
+    """Saved, gradient of the output, and what the input's comes to → the input's gradient of the slice."""
+    (x, _), grad, of = args
+    return (None if grad is None else sums.input_grad(x, of, grad),)

@@ -50,6 +50,7 @@ class _Lowerer:
         self.weights = _grouped(units, owners(units.units, "parameters"), how.update_elements)
         self.buffers = owners(units.units, "buffers")
         self.shares: dict[str, list[str]] = {}  # value → names of the gradients that its consumers give
+        self.running: list[Unit] = []  # those whose running statistics are still to be moved
         self.made: dict[str, list[Unit]] = {}  # owner of weights → units whose gradients are there
 
     def run(self) -> Lowered:
@@ -64,6 +65,8 @@ class _Lowerer:
             if unit.name in self.units.active:
                 self._backward(unit)
         self._rest()
+        if self.running:  # nothing in the step waits for these, so that they fill gaps
+            self._moved("statistics", self.running)
         return Lowered(self.ops, self.values)
 
     # --- parts ---------------------------------------------------------------------------------------------
@@ -153,9 +156,19 @@ class _Lowerer:
         seconds = estimate(unit, self.units.specs).forward
         self._emit("M", name, cut, [x], [f"m.{name}"], kernels_tiled.moments, seconds=seconds / 2)
         self._emit("C", name, WHOLE, [Read(f"m.{name}", "all")], [f"c.{name}"], kernels_tiled.combine(unit),
-                   moves=buffers)  # fmt: skip
+                   reads_state=weights)  # fmt: skip
+        if list(self.buffers.values()).count(self.buffers.get(name, "")) == 1:
+            self.running.append(unit)
+        elif buffers:  # other layers move the same statistics: in order
+            self._moved(name, [unit])
         self._emit("F", name, cut, [x, Read(f"c.{name}", "whole")], [f"y.{unit.outputs[0]}", f"s.{name}"],
-                   kernels_tiled.normalise(unit), reads_state=weights, seconds=seconds, fresh=True)  # fmt: skip
+                   kernels_tiled.normalise, seconds=seconds, fresh=True)  # fmt: skip
+
+    def _moved(self, subject: str, units: Sequence[Unit]) -> None:
+        """Running statistics of ``units``."""
+        reads = [Read(f"c.{unit.name}", "whole") for unit in units]
+        states = tuple(dict.fromkeys(state for unit in units for state in self._states(unit)[1]))
+        self._emit("R", subject, WHOLE, reads, (), kernels_tiled.running(units), moves=states)
 
     def _loss(self) -> None:
         leaves = self.units.leaves
@@ -229,16 +242,17 @@ class _Lowerer:
 
     def _normalised_back(self, unit: Unit, cut: Partition, gradient: str) -> None:
         """BatchNorm over slices: partial sums, those of the batch (which are the weight gradient), then the slices."""
-        name, (weights, _) = unit.name, self._states(unit)
+        name = unit.name
         reads = [Read(f"s.{name}", "tile"), self._tile(gradient, cut)]
+        first = Read(f"s.{name}", "first")
         seconds = estimate(unit, self.units.specs).input_grad
         self._emit("S", name, cut, reads, [f"q.{name}"], kernels_tiled.grad_sums(unit), seconds=seconds / 2)
-        self._emit("T", name, WHOLE, [Read(f"q.{name}", "all")], [f"e.{name}", f"w.{name}"],
+        self._emit("T", name, WHOLE, [first, Read(f"q.{name}", "all")], [f"e.{name}", f"w.{name}"],
                    kernels_tiled.add_sums(unit))  # fmt: skip
         if self._wanted(unit):
             shares = self._gradients(name, [unit.inputs[0]])
-            self._emit("I", name, cut, [*reads, Read(f"e.{name}", "whole")], shares, kernels_tiled.normalise_grad(unit),
-                       reads_state=weights, seconds=seconds, fresh=True)  # fmt: skip
+            self._emit("I", name, cut, [*reads, Read(f"e.{name}", "whole")], shares, kernels_tiled.normalise_grad,
+                       seconds=seconds, fresh=True)  # fmt: skip
 
     # --- updates -------------------------------------------------------------------------------------------
 

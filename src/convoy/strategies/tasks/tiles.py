@@ -16,15 +16,18 @@ from convoy.graph.graph import TensorSpec
 from convoy.strategies.tasks.ops import WHOLE, Partition
 from convoy.strategies.tasks.units import Unit, Units
 
-FLOPS_PER_SECOND = 3e10
+FLOPS_PER_SECOND = 6e10
 BYTES_PER_SECOND = 8e9
 """One core, roughly: good enough to tell large from small."""
-SHORTEST_TILE_SECONDS = 1.5e-4
-"""Tiles that would take less on average are not worth their dispatch."""
+HEAVY_CALL_SECONDS = 2e-4
+"""What a convolution or linear layer takes besides its operations: weights are reordered in every call."""
+CALL_SECONDS = 1.5e-4
+"""The same of any other operation, with its share of handing actions over."""
 TINY_SECONDS = 2e-4
 """Units that take less stay whole, unless what they read comes in slices already."""
-FACTORS = (3, 2, 1)
-"""Tiles a worker: several, so that a slow worker takes fewer."""
+UNEVEN = {1: 1.15, 2: 1.04, 3: 1.03}
+"""Tiles a worker → how much longer a mini-batch takes than if all workers always had work. With several, a slow worker
+takes fewer."""
 CHANNELS_PER_TILE = 16
 _CHANNELWISE = frozenset(
     (
@@ -42,6 +45,15 @@ class Estimate:
     input_grad: float
     weight_grad: float
 
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.forward + other.forward, self.input_grad + other.input_grad, self.weight_grad + other.weight_grad
+        )
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.input_grad + self.weight_grad
+
 
 def estimate(unit: Unit, specs: Mapping[str, TensorSpec]) -> Estimate:
     """By operations and bytes; nothing for what is not known."""
@@ -55,17 +67,32 @@ def estimate(unit: Unit, specs: Mapping[str, TensorSpec]) -> Estimate:
 
 
 def slices(units: Units, workers: int, batch: int) -> int:
-    """Slices for a mini-batch of ``batch`` samples: a multiple of ``workers``, or 1 where slices are not worth it."""
+    """Slices for a mini-batch of ``batch`` samples: a multiple of ``workers``, or 1 where calls would cost more than
+    the slices gain. A whole batch is shared too, but in the backward pass alone: weight gradients wait for nobody."""
     if workers == 1:
         return 1
-    specs = units.specs
-    forward = sum(estimate(unit, specs).forward for unit in units.units)
-    stretches = 1 + sum(unit.bound is not None and moments_needed(unit) for unit in units.units)
-    for factor in FACTORS:
-        count = workers * factor
-        if batch >= count and forward / stretches / count >= SHORTEST_TILE_SECONDS:
-            return count
-    return 1
+    work, called = Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0)
+    for unit in units.units:
+        work += estimate(unit, units.specs)
+        called += calls(unit)
+    whole = work + called
+    backward = max(whole.input_grad, (whole.input_grad + whole.weight_grad) / workers)
+    expected = {1: whole.forward + backward}
+    for each, uneven in UNEVEN.items():
+        count = each * workers
+        if count <= batch:
+            expected[count] = (work.total + count * called.total) / workers * uneven
+    return min(expected, key=lambda count: expected[count])
+
+
+def calls(unit: Unit) -> Estimate:
+    """Seconds that a tile of ``unit`` takes whatever its size."""
+    if unit.bound is None:
+        return Estimate(0.0, 0.0, 0.0)
+    if unit.parameters and not moments_needed(unit):
+        return Estimate(HEAVY_CALL_SECONDS, HEAVY_CALL_SECONDS, HEAVY_CALL_SECONDS)
+    one = CALL_SECONDS * (1 + moments_needed(unit))
+    return Estimate(one, one, 0.0)
 
 
 def moments_needed(unit: Unit) -> bool:
