@@ -1,4 +1,5 @@
-"""Contenders: each lives in processes of its own, is told "do n steps" over a pipe, and sleeps otherwise.
+"""Contenders: each lives in processes of its own, is told "do n steps" over a pipe, and is stopped otherwise: threads
+that wait actively, or tidy up, do not take the others' time.
 
 A contender is a factory of a ``Session`` and a plain dictionary of options. The coordinator prepares all of them one
 after the other, then asks them in turns, so that whatever else the machine does falls on all alike. One that fails is
@@ -80,12 +81,14 @@ class Contender:
             theirs.close()
             self._workers.append((worker, ours))
         answers = self._collect(timeout_seconds)
+        self._signal(signal.SIGSTOP)
         self.info = answers[0] if answers else {}
 
     def measure(self, steps: int, timeout_seconds: float = 900.0) -> dict[str, Any] | None:
         """One turn: what the first process says, with the longest ``seconds`` of all. None after a failure."""
         if self.error is not None:
             return None
+        self._signal(signal.SIGCONT)
         for _, pipe in self._workers:
             try:
                 pipe.send(steps)
@@ -93,9 +96,15 @@ class Contender:
                 self._fail(f"process is gone: {cause}")
                 return None
         answers = self._collect(timeout_seconds)
+        self._signal(signal.SIGSTOP)
         if not answers:
             return None
         return {**answers[0], "seconds": max(a["seconds"] for a in answers)}
+
+    def _signal(self, number: int) -> None:
+        for worker, _ in self._workers:
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, number)
 
     def _collect(self, timeout_seconds: float) -> list[dict[str, Any]]:
         """One answer of each process; empty after a failure."""
