@@ -35,7 +35,7 @@ FEWEST_SAMPLES = 16
 """Parts are not made smaller: calls would take longer than what they compute."""
 PASSES = 2
 """Of every program, after one that warms up."""
-REHEARSALS = 4
+REHEARSALS = 3
 BUDGET_SECONDS = 0.5
 """For the passes of a program, and again for its rehearsals; one of each always counts."""
 
@@ -152,7 +152,7 @@ class Actions:
         try:
             began = perf_counter()
             for number in range(1 + REHEARSALS):
-                if number > 2 and perf_counter() - began > BUDGET_SECONDS:
+                if number > 1 and perf_counter() - began > BUDGET_SECONDS:
                     break
                 program.begin(frame(number))
                 entries = program.recurring.at(
