@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
-from torch import nn
-from torch.optim import Optimizer
-
-from convoy.engines.engine import Disturb, Engine, EngineOptions
+from convoy.engines.engine import Engine, EngineOptions
 from convoy.engines.program import Program, Store
-from convoy.events.event import Event, Sink
+from convoy.events.event import Event
 from convoy.schedule.plan import Plan
-from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import arguments, batch_size
 from convoy.strategies.pipelined.optimizer import snapshot
 from convoy.strategies.sequential import SequentialResult
@@ -27,20 +24,12 @@ class RecurringStep(SettledStep):
 
     strategy: ClassVar[str]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        optimizer: Optimizer,
-        settings: Settings,
-        sink: Sink | None,
-        *,
-        disturb: Disturb | None = None,
-        keep_schedule: bool = False,
-    ) -> None:
-        super().__init__(model, loss, optimizer, settings, sink, disturb=disturb, keep_schedule=keep_schedule)
-        self._built: dict[int, Built] = {}  # tiles of the batch → what runs it
-        self._plan: Plan | None = None
+    _plan: Plan | None = None
+
+    @cached_property
+    def _built(self) -> dict[int, Built]:
+        """Tiles of the batch → what runs it."""
+        return {}
 
     # --- what a subclass says ------------------------------------------------------------------------------
 
