@@ -36,7 +36,7 @@ def strategies(nodes: str, rounds: str) -> dict[str, Any]:
 def accuracy(strategy: Any, seed: int, asked: argparse.Namespace) -> float | str:
     data = open_data(asked.data, batch_size=32, seed=seed, limit=asked.limit)
     model = build(asked.net, channels=data.sample_shape[0], image_size=data.sample_shape[1], seed=seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=asked.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=asked.lr, momentum=0.9, weight_decay=asked.weight_decay)
     steps = asked.epochs * len(data.train)
     trainer = Trainer(
         model,
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--nodes", default="2,1,1", help="their speeds")
     parser.add_argument("--rounds", default="pass,4,1", help="what is trained between two pushes")
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
     asked = parser.parse_args()
     rows: dict[str, list[float | str]] = {}
     for name, strategy in strategies(asked.nodes, asked.rounds).items():

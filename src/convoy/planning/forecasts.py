@@ -26,9 +26,10 @@ from convoy.strategies.pipelined.planner import available_threads, plan_on
 from convoy.strategies.sequential import Sequential
 from convoy.strategies.switching import SwitchRule
 
-COPIES = 40
+COPIES = 70
 """How often Gloo touches a byte of a gradient on its way through the loopback, on cores that compute besides: buckets,
-sockets, sums, both sides, waiting for each other. From AlexNet and VGG-16 at batch 32 on two cores (37 and 50)."""
+sockets, sums, both sides, waiting for each other. Between what AlexNet (50) and VGG-16 (107) took at batch 32 on two
+cores, by ``benchmarks/prediction``."""
 
 
 def sequential(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:

@@ -42,7 +42,7 @@ def plan(
     ``batch``: a pair (x, y) as a loader yields it, or x alone (then the mean of the outputs stands for the loss).
     ``workers``: cores to plan for (default: as many as PyTorch would use). ``loss`` is the cross-entropy unless
     given, ``optimizer`` (whose kind says what an update costs) SGD with momentum. The model is copied and stays as it
-    is. Takes 10 to 30 seconds, more where a step takes more than two.
+    is. Takes 10 to 35 seconds, more where a step takes more than two.
 
     Returns a ``PipelinePlan`` for ``Pipelined``, else a ``Comparison``. Raises OptionError and ModelError for what
     cannot work, with ``Settings(max_memory=...)`` also for what does not fit.

@@ -157,9 +157,10 @@ class _Lowerer:
         self._emit("M", name, cut, [x], [f"m.{name}"], kernels_tiled.moments, seconds=seconds / 2)
         self._emit("C", name, WHOLE, [Read(f"m.{name}", "all")], [f"c.{name}"], kernels_tiled.combine(unit),
                    reads_state=weights)  # fmt: skip
-        if list(self.buffers.values()).count(self.buffers.get(name, "")) == 1:
+        alone = sum(owner == self.buffers.get(name) for owner in self.buffers.values()) == 1
+        if buffers and alone:
             self.running.append(unit)
-        elif buffers:  # other layers move the same statistics: in order
+        elif buffers:  # the layer is used several times: its statistics move in order
             self._moved(name, [unit])
         self._emit("F", name, cut, [x, Read(f"c.{name}", "whole")], [f"y.{unit.outputs[0]}", f"s.{name}"],
                    kernels_tiled.normalise, seconds=seconds, fresh=True)  # fmt: skip

@@ -20,7 +20,7 @@ FLOPS_PER_SECOND = 6e10
 BYTES_PER_SECOND = 8e9
 """One core, roughly: good enough to tell large from small."""
 HEAVY_CALL_SECONDS = 2e-4
-"""What a convolution or linear layer takes besides its operations: weights are reordered in every call."""
+"""What a layer with weights takes besides its operations: they are reordered in every call."""
 CALL_SECONDS = 1.5e-4
 """The same of any other operation, with its share of handing actions over."""
 TINY_SECONDS = 2e-4
