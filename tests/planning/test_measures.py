@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from convoy.engines.modelled import modelled
 from convoy.engines.pool import PoolEngine
 from convoy.planning import measures
-from convoy.planning.measures import Actions
+from convoy.planning.measures import Actions, Rehearsed
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.tasks.build import build
@@ -62,7 +63,7 @@ def test_timing_moves_no_weight_and_leaves_no_gradient(kind: type[torch.optim.Op
     program = build(actions.bound(2), 2).program
     found = actions.seconds(program)
     assert type(actions.optimizer) is kind and all(spent >= 0 for spent in found) and sum(found) > 0
-    assert actions.rehearsed(program, {"worker 1": 1, "worker 2": 1}, PoolEngine) > 0
+    assert actions.rehearsed(program, {"worker 1": 1, "worker 2": 1}, PoolEngine).finish > 0
     assert not [t for t in threading.enumerate() if t.name.startswith("convoy worker")]
     assert all(torch.equal(p, old) for p, old in zip(made.scratch.program.parameters(), before, strict=True))
     assert all(p.grad is None for p in made.scratch.program.parameters())
@@ -70,17 +71,41 @@ def test_timing_moves_no_weight_and_leaves_no_gradient(kind: type[torch.optim.Op
     assert all(torch.equal(b, old) for b, old in zip(made.graph.buffers.values(), buffers, strict=True))
 
 
-@pytest.mark.parametrize(("rehearsed", "slower"), [(0.9, 1.0), (1.5, 1.5)])
+@pytest.mark.parametrize(("handing", "limit"), [(1.0, 1.5), (1.3, 1.5), (1.3, 0.1)])
 def test_what_a_rehearsal_takes_longer_the_mini_batch_takes_longer(
-    monkeypatch: pytest.MonkeyPatch, rehearsed: float, slower: float
+    monkeypatch: pytest.MonkeyPatch, handing: float, limit: float
 ) -> None:
-    """Times as modelled: no rehearsal makes them shorter."""
-    actions = Actions(bench(), nn.functional.cross_entropy)
-    monkeypatch.setattr(Actions, "parts", lambda self, threads: 1)
+    """``limit`` 0.1: a part was rehearsed, of which the mini-batch has four."""
+    made = bench()
+    monkeypatch.setattr(made, "whole", lambda threads, count=1: 0.4)
+    monkeypatch.setattr(made, "update", lambda threads: 0.0)
+    monkeypatch.setattr(measures, "REHEARSED_SECONDS", limit)
+    actions = Actions(made, nn.functional.cross_entropy)
     program = build(actions.bound(2), 2).program
-    seconds = [0.0] + [1.0] * (len(program.recurring.entries) - 1)
+    seconds = [0.0] + [1.0 if action.kind != "U" else 0.0 for _, action in program.recurring.entries[1:]]
     plain = modelled(program.recurring, seconds, ["a", "b"])
-    monkeypatch.setattr(Actions, "rehearsed", lambda self, *others: rehearsed * plain.finish)
-    found = actions.carried_out(program, seconds, {"a": 1, "b": 1}, PoolEngine)
-    assert found.finish == pytest.approx(slower * plain.finish)
-    assert found.shares == pytest.approx(plain.shares)
+    shown = Rehearsed(handing * plain.finish, seconds)
+    monkeypatch.setattr(Actions, "rehearsed", lambda self, *others: shown)
+    found = actions.carried_out(program, {"a": 1, "b": 1}, PoolEngine)
+    factor = 1 if limit > 1 else 4
+    assert found.finish == pytest.approx(factor * handing * plain.finish)
+    assert found.shares == pytest.approx([share / handing for share in plain.shares])  # it waits meanwhile
+
+
+def test_a_rehearsal_notes_the_least_of_each_action_and_not_what_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    actions = Actions(bench(), nn.functional.cross_entropy)
+    program = build(actions.bound(2), 2).program
+    passes: list[int] = []
+    plain = type(program).run
+
+    def slow_at_first(self: Any, action: Any, store: Any) -> int:
+        if action.kind == "L":
+            passes.append(action.batch)
+            time.sleep({0: 0.4, 1: 0.05}.get(action.batch, 0.1))
+        return plain(self, action, store)
+
+    monkeypatch.setattr(type(program), "run", slow_at_first)
+    found = actions.rehearsed(program, {"worker 1": 1, "worker 2": 1}, PoolEngine)
+    (place,) = [i for i, (_, action) in enumerate(program.recurring.entries) if action.kind == "L"]
+    assert passes[:2] == [0, 1] and len(passes) <= 1 + measures.REHEARSALS
+    assert 0.05 <= found.seconds[place] < 0.4 and 0.05 <= found.finish < 0.4

@@ -16,6 +16,7 @@ from convoy.engines.program import Store
 from convoy.engines.workers import Workers
 from convoy.errors import OptionError
 from convoy.graph.graph import Graph
+from convoy.schedule.action import Action
 from convoy.schedule.recurring import Recurring
 from convoy.strategies.base import Loss
 from convoy.strategies.batch import arguments, batch_size
@@ -33,11 +34,14 @@ PASS_SECONDS = 0.45
 """Actions are timed on a part of the mini-batch where the whole of it would take longer."""
 FEWEST_SAMPLES = 16
 """Parts are not made smaller: calls would take longer than what they compute."""
+REHEARSED_SECONDS = 1.5
+"""The whole of a mini-batch is rehearsed, unless one thread takes longer than this: then a part, too."""
 PASSES = 2
-"""Of every program, after one that warms up."""
-REHEARSALS = 3
-BUDGET_SECONDS = 0.5
-"""For the passes of a program, and again for its rehearsals; one of each always counts."""
+"""Of a program whose actions are timed alone, after one that warms up."""
+REHEARSALS = 4
+"""Of a program on an engine, after one that warms up."""
+BUDGET_SECONDS = 0.4
+"""For the passes of a program, or its rehearsals; one always counts."""
 
 
 def has_batch_norm(bench: Bench) -> bool:
@@ -85,10 +89,37 @@ def contention(bench: Bench) -> float:
     return max(1.0, together / bench.whole(threads))
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """``finish``: seconds of a mini-batch, ``seconds``: of each of its actions beside the others, by place in the
+    schedule. The least of a few, after one that warms up: disturbance only ever adds."""
+
+    finish: float
+    seconds: Sequence[float]
+
+
+class _Watched:
+    """A program that notes the least that each action took."""
+
+    def __init__(self, program: TaskProgram) -> None:
+        self._program = program
+        self._places = {(a.kind, a.subject, a.part): place for place, (_, a) in enumerate(program.recurring.entries)}
+        self.forget()
+
+    def forget(self) -> None:
+        self.seconds = [float("inf")] * len(self._places)
+
+    def run(self, action: Action, store: Store) -> int:
+        start = perf_counter()
+        moved = self._program.run(action, store)
+        spent, place = perf_counter() - start, self._places[action.kind, action.subject, action.part]
+        self.seconds[place] = min(self.seconds[place], spent)
+        return moved
+
+
 @dataclass(frozen=True)
 class Actions:
-    """Times and carries out programs of tasks: on copies of the weights, with an optimizer that moves nothing, on as
-    much of the mini-batch as ``PASS_SECONDS`` allow."""
+    """Times and carries out programs of tasks: on copies of the weights, with an optimizer that moves nothing."""
 
     bench: Bench
     loss: Loss
@@ -108,13 +139,15 @@ class Actions:
         """Of each action, by place, for the part of the mini-batch that is measured, alone in a thread with ``threads``
         intra-op threads. ``whole`` makes them those of the mini-batch."""
         return action_seconds(
-            program, self._frames(threads), device=self.bench.settings.device, threads=threads, repeats=PASSES,
-            budget_seconds=BUDGET_SECONDS,
+            program, self._frames(threads, PASS_SECONDS), device=self.bench.settings.device, threads=threads,
+            repeats=PASSES, budget_seconds=BUDGET_SECONDS,
         )  # fmt: skip
 
-    def whole(self, recurring: Recurring, seconds: Sequence[float], threads: int = 1) -> list[float]:
+    def whole(
+        self, recurring: Recurring, seconds: Sequence[float], threads: int = 1, limit: float = PASS_SECONDS
+    ) -> list[float]:
         """Seconds of a part scaled as the model's sequential step is; updates are not."""
-        bench, parts = self.bench, self.parts(threads)
+        bench, parts = self.bench, self.parts(threads, limit)
         if parts == 1:
             return list(seconds)
         update = bench.update(threads)
@@ -123,36 +156,38 @@ class Actions:
         kinds = (action.kind for _, action in recurring.entries)
         return [spent * (1.0 if kind == "U" else factor) for kind, spent in zip(kinds, seconds, strict=True)]
 
-    def parts(self, threads: int) -> int:
-        """Of how many parts of the mini-batch the first is measured."""
+    def parts(self, threads: int, limit: float = PASS_SECONDS) -> int:
+        """Of how many parts of the mini-batch the first is measured, where a thread should take ``limit`` seconds."""
         parts, whole = 1, self.bench.whole(threads)
-        while whole / parts > PASS_SECONDS and self.bench.samples >= 2 * parts * FEWEST_SAMPLES:
+        while whole / parts > limit and self.bench.samples >= 2 * parts * FEWEST_SAMPLES:
             parts *= 2
         return parts
 
-    def carried_out(
-        self, program: TaskProgram, seconds: Sequence[float], workers: Mapping[str, int], kind: type[Workers]
-    ) -> Modelled:
-        """The mini-batch by ``workers`` (name → intra-op threads) on the modelled engine. ``seconds``: of the actions
-        of a part. How much slower the workers are together than alone, and what handing over costs, shows a rehearsal
-        of that part on an engine of this ``kind``."""
+    def carried_out(self, program: TaskProgram, workers: Mapping[str, int], kind: type[Workers]) -> Modelled:
+        """The mini-batch by ``workers`` (name → intra-op threads) on the modelled engine, its actions as long as in a
+        rehearsal on an engine of this ``kind``: how much slower workers are together than alone is in them. What
+        handing over costs is what the rehearsal takes longer than the modelled engine."""
         threads, recurring = next(iter(workers.values())), program.recurring
-        whole = modelled(recurring, self.whole(recurring, seconds, threads), list(workers))
         if self.bench.settings.device.startswith("cuda"):
-            return whole
-        part = modelled(recurring, seconds, list(workers)).finish
-        slower = max(1.0, self.rehearsed(program, workers, kind) / part)
-        return Modelled(whole.finish * slower, {name: spent * slower for name, spent in whole.busy.items()})
+            return modelled(recurring, self.whole(recurring, self.seconds(program, threads), threads), list(workers))
+        shown = self.rehearsed(program, workers, kind)
+        part = modelled(recurring, shown.seconds, list(workers))
+        whole = modelled(recurring, self.whole(recurring, shown.seconds, threads, REHEARSED_SECONDS), list(workers))
+        finish = whole.finish * shown.finish / part.finish
+        return Modelled(finish, {name: min(spent, finish) for name, spent in whole.busy.items()})
 
-    def rehearsed(self, program: TaskProgram, workers: Mapping[str, int], kind: type[Workers]) -> float:
-        """Seconds of a part of the mini-batch on a real engine, the least of a few after one that warms up."""
-        store, least = Store(), float("inf")
-        frame = self._frames(next(iter(workers.values())))
-        engine = kind(program, store, EngineOptions(lanes=workers, record=False, clock=perf_counter))
+    def rehearsed(self, program: TaskProgram, workers: Mapping[str, int], kind: type[Workers]) -> Rehearsed:
+        """The mini-batch, or a part where it takes long, on a real engine."""
+        store, least, watched = Store(), float("inf"), _Watched(program)
+        frame = self._frames(next(iter(workers.values())), REHEARSED_SECONDS)
+        engine = kind(watched, store, EngineOptions(lanes=workers, record=False, clock=perf_counter))
         try:
-            began = perf_counter()
+            began = 0.0
             for number in range(1 + REHEARSALS):
-                if number > 1 and perf_counter() - began > BUDGET_SECONDS:
+                if number == 1:
+                    began = perf_counter()
+                    watched.forget()
+                elif number and perf_counter() - began > BUDGET_SECONDS:
                     break
                 program.begin(frame(number))
                 entries = program.recurring.at(
@@ -167,10 +202,10 @@ class Actions:
         finally:
             engine.close()
             self.optimizer.zero_grad(set_to_none=True)
-        return least
+        return Rehearsed(least, watched.seconds)
 
-    def _frames(self, threads: int) -> Callable[[int], NotedFrame]:
-        x, y = self.bench.part(self.parts(threads))
+    def _frames(self, threads: int, limit: float) -> Callable[[int], NotedFrame]:
+        x, y = self.bench.part(self.parts(threads, limit))
 
         def frame(number: int) -> NotedFrame:
             self.optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """Forecasts of strategies that share one mini-batch among workers: tasks, CONV beside non-CONV, speculation.
 
-Each builds the program that it would train with. Its actions are timed one by one on copies of the weights, and the
-modelled engine carries out its schedule with these times.
+Each builds the program that it would train with and rehearses it on copies of the weights; the modelled engine carries
+out its schedule with the times of its actions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def tasks(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[R
         yield Refused(f"sequential {options_of(strategy)}", error.message)
         return
     lanes = {f"worker {i + 1}": 1 for i in range(workers)}
-    found = actions.carried_out(made, actions.seconds(made), lanes, PoolEngine)
+    found = actions.carried_out(made, lanes, PoolEngine)
     yield Row(
         "sequential", options_of(strategy), found.finish, found.shares, (activations(bench) + weights(bench),), 0.0,
         LAST_DIGITS if tiles > 1 else "plain training",
@@ -67,14 +67,11 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
     bound = actions.bound(ENGINES)
     lanes = {CONV: max(1, threads - threads // 2), NONCONV: max(1, threads // 2)}
     measured: dict[int, list[float]] = {}
-    by_label: dict[int, dict[str, float]] = {}
 
     def timing(count: int, made: Grouped) -> list[float]:
         recurring = made.program.recurring
         if count not in measured:
             measured[count] = actions.seconds(made.program, lanes[CONV])
-            labels = (action.label for _, action in recurring.entries)
-            by_label[count] = dict(zip(labels, measured[count], strict=True))
         return actions.whole(recurring, measured[count], lanes[CONV])
 
     for strategy in variants:
@@ -84,9 +81,7 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
             bound, x, y, count=strategy.groups, placement=strategy.placement, measuring=True, timing=timing,
             threads=(lanes[CONV], lanes[NONCONV]),
         )  # fmt: skip
-        known = by_label.get(plan.groups) or by_label[strategy.groups or 1]  # groups asked for in vain are none
-        seconds = [known[action.label] for _, action in made.recurring.entries]
-        found = actions.carried_out(made, seconds, lanes, ThreadsEngine)
+        found = actions.carried_out(made, lanes, ThreadsEngine)
         by_kind = strategy.placement == "kind"
         bound_seconds = max(plan.chain_seconds, plan.balance_seconds if by_kind else plan.shared_seconds)
         reason = "the busier kind" if by_kind and bound_seconds == plan.balance_seconds else "no schedule is faster"
@@ -118,7 +113,7 @@ def speculative(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iter
             yield Refused(f"speculative {options}", error.message)
             continue
         lanes = {f"engine {i + 1}": each for i in range(ENGINES)}
-        found = actions.carried_out(made, actions.seconds(made, each), lanes, PoolEngine)
+        found = actions.carried_out(made, lanes, PoolEngine)
         guessed = prepared.speculated_share * ACCEPTED
         yield Row(
             "speculative", options, found.finish, found.shares,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convoy.errors import InputError
 
@@ -23,9 +24,8 @@ _ACTION = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """One version of one named thing."""
+class Ref(NamedTuple):
+    """One version of one named thing. A tuple, because engines hash and compare it on the hot path."""
 
     name: str
     version: int

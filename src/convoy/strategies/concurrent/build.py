@@ -107,14 +107,22 @@ def measured(bound: Bound, count: int, x: Any, y: Any) -> list[float]:
     )  # fmt: skip
 
 
+def worthwhile(more: Considered, fewer: Considered) -> bool:
+    """Whether more groups are fast enough to be taken."""
+    return more.predicted_seconds < WORTHWHILE * fewer.predicted_seconds
+
+
 def plan_for(
     bound: Bound, x: Any, y: Any, *, count: int | None, placement: str, threads: tuple[int, int], measuring: bool,
     timing: Callable[[int, Grouped], list[float]] | None = None,
 ) -> tuple[ConcurrentPlan, TaskProgram]:  # fmt: skip
     """The plan and its program. ``count`` None: the number of groups that should be fastest. ``timing``: seconds of
-    the actions of a program with so many groups, in place of measuring on ``x`` and ``y`` here."""
+    the actions of a program with so many groups, in place of measuring on ``x`` and ``y`` here. Whoever gives it is in
+    a hurry, and more groups are tried only as long as they help."""
     options: list[tuple[Considered, list[float], Grouped]] = []
     for candidate in CANDIDATES if count is None else (count,):
+        if timing is not None and len(options) > 1 and not worthwhile(options[-1][0], options[-2][0]):
+            break
         made = grouped(bound, candidate)
         if options and (made.cuts == options[-1][2].cuts or all(cut == WHOLE for cut in made.cuts.values())):
             break  # no layer is wide enough for more
@@ -127,7 +135,7 @@ def plan_for(
         options.append((considered, seconds, made))
     best = options[0]
     for option in options[1:]:
-        if option[0].predicted_seconds < WORTHWHILE * best[0].predicted_seconds:
+        if worthwhile(option[0], best[0]):
             best = option
     considered, seconds, made = best
     uncut = considered.groups > 1 and all(cut == WHOLE for cut in made.cuts.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -52,7 +53,7 @@ class Units:
     needs: frozenset[str]
     active: frozenset[str]
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         return {n.name: n.outputs[0] for n in self.graph.nodes if len(n.outputs) == 1}
 
