@@ -3,11 +3,11 @@
     python benchmarks/prediction/run.py --nets resnet20
     python benchmarks/prediction/run.py --nets resnet56 --batch 128 --rounds 3 --steps 2
 
-One process plans (``convoy.plan`` without a strategy, ``--plans`` times; medians); then every row of its table is
-trained as its options say, each in a process of its own, in turns: medians over the rounds. Speculation is held at the
-acceptance that the plan assumes; epochs of ``bilayered`` are as short in the plan as in the run. The error is measured
-over predicted - 1. Pairs of rows are ranked right where the measured order is the predicted one; those that were
-measured within ``--apart`` of each other count as right either way.
+One process plans (``convoy.plan`` without a strategy) before every round, as the machine's speed drifts; in a round
+every row of the first plan's table is trained as its options say, each in a process of its own, in turns. Medians over
+plans and over rounds. Speculation is held at the acceptance that the plan assumes; epochs of ``bilayered`` are as short
+in the plan as in the run. The error is measured over predicted - 1. Pairs of rows are ranked right where the measured
+order is the predicted one; those that were measured within ``--apart`` of each other count as right either way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--plans", type=int, default=1)
+    parser.add_argument("--plans", type=int, default=0, help="at most; by default one before every round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="measured steps of every row in a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -43,27 +43,32 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def predictions(net: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Row name → its forecasts, and what the plans said besides."""
-    shared = {"net": net, "batch": options.batch, "threads": options.threads}
-    planner = Contender("plan", Planner, shared)
-    planner.start()
-    found: dict[str, Any] = {}
-    plans = []
-    for _ in range(options.plans):
-        answer = planner.measure(1, timeout_seconds=600.0)
+class Predictions:
+    """Plans when it is asked to, in a process of its own. ``rows``: name of a row → its forecasts and options."""
+
+    def __init__(self, net: str, options: argparse.Namespace) -> None:
+        self.rows: dict[str, Any] = {}
+        self.plans: list[dict[str, Any]] = []
+        self._most = options.plans or options.rounds
+        self._planner = Contender("plan", Planner, {"net": net, "batch": options.batch, "threads": options.threads})
+        self._planner.start()
+
+    def again(self) -> None:
+        answer = self._planner.measure(1, timeout_seconds=600.0) if len(self.plans) < self._most else None
         if answer is None:
-            break
-        plans.append({key: answer[key] for key in ("seconds", "refused", "advice")})
+            return
+        self.plans.append({key: answer[key] for key in ("seconds", "refused", "advice")})
         for name, row in answer["rows"].items():
-            one = found.setdefault(name, {"predicted": [], **row})
-            one["predicted"].append(row["step_seconds"])
-    planner.stop()
-    return found, plans
+            self.rows.setdefault(name, {"predicted": [], **row})["predicted"].append(row["step_seconds"])
+
+    def stop(self) -> None:
+        self._planner.stop()
 
 
 def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
-    rows, plans = predictions(net, options)
+    planner = Predictions(net, options)
+    planner.again()
+    rows = dict(planner.rows)
     if options.only:
         rows = {name: row for name, row in rows.items() if row["strategy"] in options.only.split(",")}
     shared = {"net": net, "batch": options.batch, "threads": options.threads}
@@ -82,8 +87,10 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
             print(
                 f"{net}: {contender.name} ready after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True
             )
-        measured = run_rounds([c for c in contenders if c.error is None], options.rounds, options.steps)
+        ready = [contender for contender in contenders if contender.error is None]
+        measured = run_rounds(ready, options.rounds, options.steps, lambda n: planner.again() if n else None)
     finally:
+        planner.stop()
         for contender in contenders:
             contender.stop()
     result: dict[str, Any] = {}
@@ -94,7 +101,7 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
             result[contender.name]["error"] = round(taken["median"] / predicted - 1.0, 4)
         if contender.error is not None:
             result[contender.name]["failed"] = contender.error
-    return {"plans": plans, "rows": result, **ranking(result, options.apart)}
+    return {"plans": planner.plans, "rows": result, **ranking(result, options.apart)}
 
 
 def ranking(rows: Mapping[str, Any], apart: float) -> dict[str, Any]:

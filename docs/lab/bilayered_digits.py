@@ -2,6 +2,8 @@
 
     python docs/lab/bilayered_digits.py --seeds 3 --epochs 10
     python docs/lab/bilayered_digits.py --data mnist --limit 12000 --nodes 2,1 --rounds pass --lr 0.02 --epochs 8
+    python docs/lab/bilayered_digits.py --data cifar10 --net resnet20 --channels-last --limit 20000 --nodes 2,1 \\
+        --rounds pass --updates agwu-mended,sgwu-mended,agwu,sgwu --seeds 1 --epochs 6
 
 Replicas in virtual time, so the numbers do not depend on the machine's load. Prints validation accuracy, one JSON line
 last.
@@ -23,10 +25,10 @@ from convoy.models import build
 UPDATES = ("agwu", "agwu-mended", "sgwu", "sgwu-mended", "local-sgd")
 
 
-def strategies(nodes: str, rounds: str) -> dict[str, Any]:
+def strategies(nodes: str, rounds: str, updates: str) -> dict[str, Any]:
     speeds = tuple(map(float, nodes.split(",")))
     found: dict[str, Any] = {"sequential": Sequential()}
-    for update in UPDATES:
+    for update in updates.split(","):
         for size in rounds.split(","):
             length = size if size == "pass" else int(size)
             found[f"{update}, {size}"] = BiLayered(nodes=speeds, update=update, round=length)
@@ -45,7 +47,7 @@ def accuracy(strategy: Any, seed: int, asked: argparse.Namespace) -> float | str
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
         scheduler_interval="batch",
         strategy=strategy,
-        settings=Settings(seed=seed, threads=1),
+        settings=Settings(seed=seed, threads=1, channels_last=asked.channels_last),
     )
     try:
         history = trainer.fit(data.train, data.validation, epochs=asked.epochs)
@@ -63,11 +65,13 @@ def main() -> None:
     parser.add_argument("--net", default="lenet5")
     parser.add_argument("--nodes", default="2,1,1", help="their speeds")
     parser.add_argument("--rounds", default="pass,4,1", help="what is trained between two pushes")
+    parser.add_argument("--updates", default=",".join(UPDATES))
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     asked = parser.parse_args()
     rows: dict[str, list[float | str]] = {}
-    for name, strategy in strategies(asked.nodes, asked.rounds).items():
+    for name, strategy in strategies(asked.nodes, asked.rounds, asked.updates).items():
         rows[name] = [accuracy(strategy, seed, asked) for seed in range(asked.seeds)]
         known = [value for value in rows[name] if not isinstance(value, str)]
         print(f"{name:20s}", f"{mean(known):6.2f}" if known else "     –", rows[name], flush=True)
