@@ -96,7 +96,8 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for contender in contenders:
         predicted, taken = median(rows[contender.name]["predicted"]), spread(seconds(measured, contender.name), 6)
-        result[contender.name] = {"predicted_seconds": round(predicted, 6), "measured_seconds": taken}
+        plans = [round(one, 6) for one in rows[contender.name]["predicted"]]
+        result[contender.name] = {"predicted_seconds": predicted, "plans": plans, "measured_seconds": taken}
         if taken is not None:
             result[contender.name]["error"] = round(taken["median"] / predicted - 1.0, 4)
         if contender.error is not None:

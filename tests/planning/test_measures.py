@@ -92,7 +92,7 @@ def test_what_a_rehearsal_takes_longer_the_mini_batch_takes_longer(
     assert found.shares == pytest.approx([share / handing for share in plain.shares])  # it waits meanwhile
 
 
-def test_a_rehearsal_notes_the_least_of_each_action_and_not_what_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_notes_what_each_action_takes_and_not_what_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
     actions = Actions(bench(), nn.functional.cross_entropy)
     program = build(actions.bound(2), 2).program
     passes: list[int] = []
@@ -101,11 +101,11 @@ def test_a_rehearsal_notes_the_least_of_each_action_and_not_what_warms_up(monkey
     def slow_at_first(self: Any, action: Any, store: Any) -> int:
         if action.kind == "L":
             passes.append(action.batch)
-            time.sleep({0: 0.4, 1: 0.05}.get(action.batch, 0.1))
+            time.sleep(0.05 if action.batch else 0.8)
         return plain(self, action, store)
 
     monkeypatch.setattr(type(program), "run", slow_at_first)
     found = actions.rehearsed(program, {"worker 1": 1, "worker 2": 1}, PoolEngine)
     (place,) = [i for i, (_, action) in enumerate(program.recurring.entries) if action.kind == "L"]
     assert passes[:2] == [0, 1] and len(passes) <= 1 + measures.REHEARSALS
-    assert 0.05 <= found.seconds[place] < 0.4 and 0.05 <= found.finish < 0.4
+    assert 0.05 <= found.seconds[place] < 0.4 and 0.05 <= found.finish < 0.8

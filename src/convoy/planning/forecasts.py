@@ -26,10 +26,10 @@ from convoy.strategies.pipelined.planner import available_threads, plan_on
 from convoy.strategies.sequential import Sequential
 from convoy.strategies.switching import SwitchRule
 
-COPIES = 70
+COPIES = 40
 """How often Gloo touches a byte of a gradient on its way through the loopback, on cores that compute besides: buckets,
-sockets, sums, both sides, waiting for each other. Between what AlexNet (50) and VGG-16 (107) took at batch 32 on two
-cores, by ``benchmarks/prediction``."""
+sockets, sums, both sides, waiting for each other. About the middle of what AlexNet (26, 50) and VGG-16 (2, 107) took at
+batch 32 on two cores on two days, by ``benchmarks/prediction``: no constant is good here."""
 
 
 def sequential(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row]:

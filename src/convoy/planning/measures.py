@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
+from statistics import median
 from time import perf_counter
 
 from torch.optim import Optimizer
@@ -92,14 +93,14 @@ def contention(bench: Bench) -> float:
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
     """``finish``: seconds of a mini-batch, ``seconds``: of each of its actions beside the others, by place in the
-    schedule. The least of a few, after one that warms up: disturbance only ever adds."""
+    schedule. Medians of a few, after one that warms up: training meets disturbance too."""
 
     finish: float
     seconds: Sequence[float]
 
 
 class _Watched:
-    """A program that notes the least that each action took."""
+    """A program that notes what each action took."""
 
     def __init__(self, program: TaskProgram) -> None:
         self._program = program
@@ -107,14 +108,17 @@ class _Watched:
         self.forget()
 
     def forget(self) -> None:
-        self.seconds = [float("inf")] * len(self._places)
+        self._seconds: list[list[float]] = [[] for _ in self._places]
 
     def run(self, action: Action, store: Store) -> int:
         start = perf_counter()
         moved = self._program.run(action, store)
         spent, place = perf_counter() - start, self._places[action.kind, action.subject, action.part]
-        self.seconds[place] = min(self.seconds[place], spent)
+        self._seconds[place].append(spent)
         return moved
+
+    def medians(self) -> list[float]:
+        return [median(each) for each in self._seconds]
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,8 @@ class Actions:
 
     def rehearsed(self, program: TaskProgram, workers: Mapping[str, int], kind: type[Workers]) -> Rehearsed:
         """The mini-batch, or a part where it takes long, on a real engine."""
-        store, least, watched = Store(), float("inf"), _Watched(program)
+        store, watched = Store(), _Watched(program)
+        taken: list[float] = []
         frame = self._frames(next(iter(workers.values())), REHEARSED_SECONDS)
         engine = kind(watched, store, EngineOptions(lanes=workers, record=False, clock=perf_counter))
         try:
@@ -196,13 +201,14 @@ class Actions:
                 start = perf_counter()
                 engine.submit(entries)
                 engine.settle()
-                least = min(least, perf_counter() - start) if number else least
+                if number:
+                    taken.append(perf_counter() - start)
                 program.end(number)
                 program.recurring.rank()
         finally:
             engine.close()
             self.optimizer.zero_grad(set_to_none=True)
-        return Rehearsed(least, watched.seconds)
+        return Rehearsed(median(taken), watched.medians())
 
     def _frames(self, threads: int, limit: float) -> Callable[[int], NotedFrame]:
         x, y = self.bench.part(self.parts(threads, limit))

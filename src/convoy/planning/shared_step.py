@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from convoy.planning.measures import Actions, activations, threads_for, weights
 from convoy.strategies.base import Loss, Strategy
 from convoy.strategies.batch import arguments
 from convoy.strategies.concurrent import Concurrent
-from convoy.strategies.concurrent.build import Grouped, plan_for
+from convoy.strategies.concurrent.build import Grouped, grouped, plan_for
 from convoy.strategies.concurrent.schedule import CONV, NONCONV
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.sequential import Sequential
@@ -74,12 +75,13 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
             measured[count] = actions.seconds(made.program, lanes[CONV])
         return actions.whole(recurring, measured[count], lanes[CONV])
 
+    built = cache(partial(grouped, bound))
     for strategy in variants:
         strategy.bind(actions.graph.program, loss, actions.optimizer, settings=bench.settings).close()
         x, y = bench.part(1)
         plan, made = plan_for(
             bound, x, y, count=strategy.groups, placement=strategy.placement, measuring=True, timing=timing,
-            threads=(lanes[CONV], lanes[NONCONV]),
+            build=built, threads=(lanes[CONV], lanes[NONCONV]),
         )  # fmt: skip
         found = actions.carried_out(made, lanes, ThreadsEngine)
         by_kind = strategy.placement == "kind"

@@ -114,16 +114,17 @@ def worthwhile(more: Considered, fewer: Considered) -> bool:
 
 def plan_for(
     bound: Bound, x: Any, y: Any, *, count: int | None, placement: str, threads: tuple[int, int], measuring: bool,
-    timing: Callable[[int, Grouped], list[float]] | None = None,
+    timing: Callable[[int, Grouped], list[float]] | None = None, build: Callable[[int], Grouped] | None = None,
 ) -> tuple[ConcurrentPlan, TaskProgram]:  # fmt: skip
     """The plan and its program. ``count`` None: the number of groups that should be fastest. ``timing``: seconds of
     the actions of a program with so many groups, in place of measuring on ``x`` and ``y`` here. Whoever gives it is in
-    a hurry, and more groups are tried only as long as they help."""
+    a hurry, and more groups are tried only as long as they help. ``build``: programs by number of groups, if they are
+    there; they stay as they are."""
     options: list[tuple[Considered, list[float], Grouped]] = []
     for candidate in CANDIDATES if count is None else (count,):
         if timing is not None and len(options) > 1 and not worthwhile(options[-1][0], options[-2][0]):
             break
-        made = grouped(bound, candidate)
+        made = grouped(bound, candidate) if build is None else build(candidate)
         if options and (made.cuts == options[-1][2].cuts or all(cut == WHOLE for cut in made.cuts.values())):
             break  # no layer is wide enough for more
         if timing is not None:
@@ -157,5 +158,6 @@ def plan_for(
     )
     if not measuring:
         plan = replace(plan, notes=(*plan.notes, "costs are estimated from operations and bytes, not measured"))
-    made.program.recurring = plan.recurring()
-    return plan, made.program
+    program = copy.copy(made.program)
+    program.recurring = plan.recurring()
+    return plan, program
