@@ -46,7 +46,19 @@ def guessed(name: str, seconds: float) -> Row:
         ),
         (
             [guessed("speculative", 0.50), row("sequential", 1.0)],
-            "--strategy speculative: 2.00 times sequential training, with a guess",
+            "--strategy speculative: 2.00 times sequential training, with a guess; compare its accuracy",
+        ),
+        (
+            [guessed("speculative", 0.30), row("sequential", 0.80, options="--inner tasks"), row("sequential", 1.0)],
+            "train with --strategy sequential --inner tasks: 1.25 times",
+        ),
+        (
+            [guessed("speculative", 0.50), row("sequential", 0.95, options="--inner tasks"), row("sequential", 1.0)],
+            "--strategy speculative: 2.00 times",
+        ),
+        (
+            [guessed("speculative", 0.30), row("DDP", 0.50, own=False), row("pipelined", 0.7, 2), row("sequential", 1)],
+            "use DDP: predicted 1.40 times as fast as pipelined",
         ),
     ],
 )

@@ -141,12 +141,22 @@ def _range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+WORTHWHILE = 1.1
+"""Times sequential training from which on another strategy is advised."""
+
+
 def advise(rows: Sequence[Row], sequential_seconds: float) -> str:
-    """One sentence: what to take. ``rows`` fastest first, the sequential one among them."""
+    """One sentence: what to take. ``rows`` fastest first, the sequential one among them.
+
+    What speculates is not advised where anything else gains: in our runs nothing that did was ahead of exact training
+    that took as long (docs/lab/speculative.md)."""
+    sober = [row for row in rows if not row.speculated]
+    if sober and sequential_seconds / sober[0].step_seconds >= WORTHWHILE:
+        rows = sober
     fastest = rows[0]
     own = next((row for row in rows if row.own), fastest)
     gain = sequential_seconds / fastest.step_seconds
-    if gain < 1.1:
+    if gain < WORTHWHILE:
         much = f"the fastest alternative gains {gain - 1:.0%}" if gain > 1.0 else "nothing here is faster"
         return f"train sequentially: {much}"
     if not fastest.own and fastest.step_seconds < 0.95 * own.step_seconds:
@@ -163,6 +173,8 @@ def advise(rows: Sequence[Row], sequential_seconds: float) -> str:
         text += "; replicas that are merged may need more epochs"
     elif not best.staleness and not best.exact:
         text += f", with {best.same_numbers}"
+    if best.speculated:
+        text += "; compare its accuracy after as much time with exact training's, which was ahead in our runs"
     ddp = next((row for row in rows if not row.own), None)
     if ddp is not None and best.staleness and ddp.step_seconds < 1.05 * best.step_seconds:
         text += "; DDP should be as fast without stale weights"
