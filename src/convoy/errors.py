@@ -84,3 +84,10 @@ class Stalled(RunError):
 
 class InternalError(ConvoyError):
     """A rule of convoy's own was broken (a race, a version out of order). Please report it."""
+
+
+def hint_for(error: BaseException) -> str | None:
+    """A next step where ``error`` is PyTorch's for a label that the model has no output for; else None."""
+    if isinstance(error, IndexError) and str(error).startswith("Target ") and "out of bounds" in str(error):
+        return "the data has labels that the model has no output for: give it as many outputs as there are classes"
+    return None

@@ -36,6 +36,17 @@ def test_it_leaves_a_folder_with_runs_that_can_be_used_and_a_report(compared, co
     assert convoy("report", run, "--quiet").out.strip() == str(run / "report.html")
 
 
+def test_what_a_run_warns_of_is_among_the_warnings(convoy, tmp_path):
+    """One epoch of two mini-batches is over before speculation's warm-up; and the batch is larger than the data."""
+    said = convoy(
+        "compare", "lenet5", "--limit", "64", "--batch-size", "100", "--strategy", "sequential",
+        "--strategy", "speculative",
+        "--epochs", "1", "--run-dir", tmp_path, "--name", "w",
+    )  # fmt: skip
+    assert "warning: speculative: the run has 1 mini-batch" in said.out and "never speculate" in said.out
+    assert "note: every epoch is one mini-batch of 64 images: there are no 100 to train on" in said.err
+
+
 def test_a_run_of_it_can_be_evaluated_and_exported(compared, convoy, tmp_path):
     values = json.loads((compared / "comparison.json").read_text())
     for outcome in values["outcomes"]:

@@ -47,7 +47,15 @@ def numbers() -> Callable[..., Comparison]:
                 outcome = made.outcome(name, seed)
                 outcome.status = "finished"
                 outcome.epochs = [
-                    EpochRecord(epoch=i, train_loss=1 / i, validation_accuracy=a, seconds=s, samples_per_second=10 / s)
+                    EpochRecord(
+                        epoch=i,
+                        train_loss=1 / i,
+                        validation_accuracy=a,
+                        seconds=s,
+                        samples=10,
+                        samples_per_second=10 / s,
+                        began=i == 1,
+                    )
                     for i, (s, a) in enumerate(epochs, 1)
                 ]
         return made

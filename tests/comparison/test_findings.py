@@ -16,7 +16,7 @@ def test_one_seed_is_said_without_an_interval(numbers):
     assert found.sentences == (
         "b reached 90 % in 0.83 of the time of a (one seed)",
         "An epoch of b took 0.50 (0.50 to 0.50) of the time of one of a "
-        "(geometric mean of 2 pairs of epochs, the first epochs left out)",
+        "(geometric mean of 2 pairs of epochs, those in which training began left out)",
         "b ended with 5.00 percentage points more accuracy than a (one seed)",
     )
     assert found.head[-1] == "s to 90 %"
@@ -45,7 +45,8 @@ def test_two_seeds_have_a_range_and_no_interval(numbers):
     )
     assert found.rows[0][-3:] == ("91.00 % (90.00 to 92.00)", "91.00 % (90.00 to 92.00)", "2.0 (1.0 to 3.0)")
     assert found.warnings == (
-        "two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)",
+        "two seeds are too few for intervals of accuracies and of times to the target: ranges are given "
+        "(--seeds 3 or more gives intervals)",
     )
 
 
@@ -100,7 +101,7 @@ def test_without_accuracies_times_are_compared(numbers):
     found = findings(numbers(a=[[(1.0, None), (2.0, None)]], b=[[(1.0, None), (1.0, None)]]))
     assert found.target is None
     assert found.sentences == (
-        "An epoch of b took 0.50 of the time of one of a (one pair of epochs, the first epochs left out)",
+        "An epoch of b took 0.50 of the time of one of a (one pair of epochs, those in which training began left out)",
     )
 
 
@@ -122,10 +123,11 @@ def test_what_makes_the_numbers_unsure(numbers):
     made.turns = [Turn(0, 1, 0, "a", load) for load in (0.1, None, 1.4)]
     made.outcome("a", 1).status = "unfinished"
     assert warnings(made) == [
-        "the comparison is not finished: 1 of its runs are not",
+        "the comparison is not finished: 1 of its 2 runs have not ended",
         "epoch 4 of a with seed 0 took 4.0 times the median: something else may have run",
         "other programs kept more than 0.5 cores busy in 1 of 2 turns (1.4 at most): repeat it on a quiet machine",
-        "two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)",
+        "two seeds are too few for intervals of accuracies and of times to the target: ranges are given "
+        "(--seeds 3 or more gives intervals)",
     ]
 
 
@@ -145,3 +147,44 @@ def test_seconds_count_up_and_targets_are_reached_at_the_end_of_an_epoch(numbers
     assert outcome.seconds_to(0.8) == 4.0
     assert outcome.seconds_to(0.91) is None
     assert outcome.best_accuracy() == pytest.approx(0.9)
+
+
+def test_an_epoch_in_which_a_run_was_resumed_is_left_out(numbers):
+    made = numbers(a=A, b=[[(3.0, 0.6), (1.0, 0.85), (9.0, 0.95)]])
+    resumed = made.outcome("b", 0).epochs
+    resumed[2] = dataclasses.replace(resumed[2], began=True)
+    found = findings(made)
+    assert "An epoch of b took 0.50 of the time of one of a (one pair of epochs, those in which" in found.sentences[1]
+    assert found.rows[1][2:4] == ("1", "10")
+
+
+def test_longer_epochs_count_by_their_samples(numbers):
+    """Nodes that train apart do not end an epoch after the same number of samples."""
+    made = numbers(a=A, b=[[(2.0, 0.9)] * 3])
+    epochs = made.outcome("b", 0).epochs
+    made.outcome("b", 0).epochs = [dataclasses.replace(r, samples=20) for r in epochs]
+    assert "An epoch of b took 0.50 (0.50 to 0.50) of the time of one of a" in findings(made).sentences[1]
+
+
+def test_seconds_and_samples_a_second_are_of_the_same_epoch(numbers):
+    found = findings(numbers(a=[[(9.0, 0.5), (0.1, 0.8), (2.5, 0.9)]], b=A))
+    assert found.rows[0][2:4] == ("0.1", "100")
+
+
+def test_equal_accuracies_are_said_to_be_equal(numbers):
+    found = findings(numbers(a=A * 2, b=A * 2))
+    assert found.sentences[-1] == "b ended with the same accuracy as a (2 seeds, too few for an interval)"
+
+
+def test_what_runs_warned_of_is_said_once(numbers):
+    made = numbers(a=A * 2, b=A * 2)
+    for seed in (0, 1):
+        made.outcome("b", seed).warnings = ["too short to speculate"]
+    assert warnings(made).count("b: too short to speculate") == 1
+
+
+def test_runs_that_have_not_begun_count_as_unfinished(numbers):
+    made = numbers(a=A * 2, b=A * 2)
+    made.outcomes = [o for o in made.outcomes if o.seed == 0]
+    made.outcomes[0].status = "unfinished"
+    assert "the comparison is not finished: 3 of its 4 runs have not ended" in warnings(made)

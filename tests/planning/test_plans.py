@@ -190,6 +190,21 @@ def test_refusals(arguments: dict[str, object], words: str) -> None:
         convoy.plan(net(), batch(), **arguments)  # type: ignore[arg-type]
 
 
+def test_what_is_no_model_or_no_batch_is_refused() -> None:
+    with pytest.raises(ModelError, match="the model is a str"):
+        convoy.plan("lenet5", batch())  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="the batch has no samples"):
+        convoy.plan(net(), tuple(part[:0] for part in batch()))
+
+
+@pytest.mark.parametrize("strategy", [None, "pipelined"])
+def test_labels_without_an_output_are_named(strategy: str | None) -> None:
+    x, y = batch()
+    with pytest.raises(ModelError, match=r"Target \d+ is out of bounds") as caught:
+        convoy.plan(net(), (x, y + 5), strategy, workers=2)
+    assert "as many outputs as there are classes" in str(caught.value.hint)
+
+
 def test_a_frozen_model_is_refused() -> None:
     with pytest.raises(ModelError, match="has no weights to train"):
         convoy.plan(net().requires_grad_(False), batch())

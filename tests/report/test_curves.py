@@ -37,7 +37,7 @@ def test_throughput_within_epochs_does_not_count_the_pause_between(folder):
     chart = curves.throughput(read_run(folder.epoch(1).epoch(2).write()))
     assert line(chart, "whole epoch") == [(1, 3200.0), (2, 3200.0)]
     within = line(chart, "within the epoch")
-    assert [speed for _, speed in within] == [pytest.approx(3200)] * 16
+    assert [speed for _, speed in within] == [pytest.approx(3200)] * 4  # two pieces of 20 steps each
     assert all(0 < x < 2 for x, _ in within)
 
 
@@ -79,10 +79,14 @@ def test_thinned_curves_are_short_and_keep_the_mean(values):
         assert list(y) == values
 
 
-def test_the_first_epoch_does_not_count_where_there_are_others():
-    assert curves.settled([9.0, 1.0, None, 2.0]) == [1.0, 2.0]
-    assert curves.settled([None, 9.0]) == [9.0]
-    assert curves.settled([]) == []
+def test_epochs_in_which_training_began_do_not_count_where_there_are_others():
+    rows = [{"epoch": 1, "began": True}, {"epoch": 2, "began": False}, {"epoch": 3, "began": False}]
+    assert curves.settled([9.0, None, 2.0], rows) == [2.0]
+    assert curves.settled([9.0, 1.0, 8.0], [*rows[:2], {"epoch": 3, "began": True}]) == [1.0]  # resumed
+    assert curves.settled([9.0, 1.0], [{"epoch": 1}, {"epoch": 2}]) == [1.0]  # an older file
+    assert curves.settled([None, 9.0], rows[:2]) == [9.0]
+    assert curves.settled([9.0], rows[:1]) == [9.0]
+    assert curves.settled([], []) == []
 
 
 def test_decisions_that_are_made_again_and_again_are_curves(folder):

@@ -190,7 +190,7 @@ def same_state(same_values):
     """``same_state(a, b)``: weights, buffers, optimizer, scheduler and history are equal, bit for bit."""
 
     def timeless(history):
-        clock = ("seconds", "samples_per_second", "busy")
+        clock = ("seconds", "samples_per_second", "busy", "began")
         values = history.to_dict()
         return {**values, "epochs": [{k: v for k, v in e.items() if k not in clock} for e in values["epochs"]]}
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from convoy.errors import DataError, Diverged, MachineError, OptionError, RunError
+from convoy import Pipelined
+from convoy.errors import DataError, Diverged, MachineError, OptionError, RunError, WorkerFailed
 from convoy.strategies.base import Settings
 from convoy.training.callbacks import EarlyStopping
 from convoy.training.checkpoint import find_checkpoint
@@ -213,6 +214,33 @@ def test_a_loss_that_is_not_finite_names_batch_and_rate(build):
     assert of_kind(parts, "run")[-1].data["status"] == "failed"
     with pytest.raises(RunError, match="failed"):
         parts.trainer.fit(parts.train)
+
+
+def test_a_loss_that_is_not_finite_at_once_is_not_the_rates_fault(build):
+    parts = build()
+    with torch.no_grad():
+        parts.model.fc.bias.fill_(torch.nan)
+    with pytest.raises(Diverged, match="the loss of batch 0") as error:
+        parts.trainer.fit(parts.train)
+    assert "no weight has been updated yet" in error.value.hint and "learning rate" not in error.value.hint
+
+
+@pytest.mark.parametrize("strategy", [None, Pipelined(cuts=["fc"])])
+def test_labels_without_an_output_are_named(build, strategy):
+    parts = build() if strategy is None else build(strategy=strategy)
+    x, y = next(iter(parts.train))
+    with pytest.raises(WorkerFailed, match=r"Target .* is out of bounds") as error:
+        parts.trainer.fit([(x, y + 1000)], epochs=1)
+    assert "as many outputs as there are classes" in error.value.hint
+
+
+def test_the_epoch_in_which_training_began_or_was_resumed_says_so(build, tmp_path):
+    parts = build(run_dir=tmp_path)
+    parts.trainer.fit(parts.train, epochs=2)
+    other = build(run_dir=tmp_path)
+    other.trainer.load(parts.trainer.run_path)
+    history = other.trainer.fit(other.train, epochs=4)
+    assert [record.began for record in history.epochs] == [True, False, True, False]
 
 
 def test_ctrl_c_waits_for_the_batch_saves_and_frees(build, delayed, tmp_path, same_state):

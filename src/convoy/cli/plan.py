@@ -27,6 +27,8 @@ def plan(
     debug: bool = False,
 ) -> int:
     """Plan a run as ``given`` (option → value) says; returns the exit code."""
+    if workers is not None and workers < 1:
+        raise OptionError(f"--workers is {workers}", hint="give the number of cores to plan for")
     if csv and json:
         raise OptionError("--csv and --json are both given", hint="choose one of them")
     file = {} if config is None else read_file(config)

@@ -16,7 +16,8 @@ FORMAT = 1
 
 @dataclass(slots=True)
 class Outcome:
-    """One run: a strategy (its label) with one seed. ``status``: "finished", "failed" or "unfinished"."""
+    """One run: a strategy (its label) with one seed. ``status``: "finished", "failed" or "unfinished". ``warnings``:
+    what the run warned of, each once."""
 
     strategy: str
     seed: int
@@ -24,6 +25,7 @@ class Outcome:
     error: str | None = None
     path: str | None = None
     epochs: list[EpochRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def seconds(self) -> list[float]:
         """Seconds of training up to the end of each epoch."""

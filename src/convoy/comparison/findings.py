@@ -10,6 +10,7 @@ from typing import Any
 
 from convoy.comparison.comparison import Comparison, Outcome
 from convoy.comparison.statistics import FEWEST, interval, outliers, ratio
+from convoy.training.history import EpochRecord
 
 _BUSY_CORES = 0.5  # that others use and a comparison is spoilt by
 
@@ -63,27 +64,29 @@ def common_target(comparison: Comparison) -> float | None:
     return target if target > 0 else None
 
 
-def epoch_seconds(outcome: Outcome) -> list[float]:
-    """Without the first epoch, in which cuts are measured, where there are others."""
-    seconds = [record.seconds for record in outcome.epochs]
-    return seconds[1:] if len(seconds) > 1 else seconds
+def settled(outcome: Outcome) -> list[EpochRecord]:
+    """The epochs in which the run neither began nor was resumed, where there are others: capture and measuring of cuts
+    are in the time of those."""
+    return [record for record in outcome.epochs if not record.began] or outcome.epochs
 
 
 def warnings(comparison: Comparison) -> list[str]:
     """What makes the numbers less sure than they look."""
     found = [f"{o.strategy} with seed {o.seed} failed: {o.error}" for o in comparison.failed]
     if not comparison.finished:
-        missing = [o for o in comparison.outcomes if o.status == "unfinished"]
-        found.append(f"the comparison is not finished: {max(len(missing), 1)} of its runs are not")
+        wanted = len(comparison.strategies) * len(comparison.seeds)
+        ended = len([o for o in comparison.outcomes if o.status != "unfinished"])
+        found.append(f"the comparison is not finished: {wanted - ended} of its {wanted} runs have not ended")
+    said = {(o.strategy, message): None for o in comparison.outcomes for message in o.warnings}
+    found += [f"{strategy}: {message}" for strategy, message in said]
     for outcome in comparison.outcomes:
-        seconds = epoch_seconds(outcome)
-        offset = len(outcome.epochs) - len(seconds)
+        records = settled(outcome)
+        seconds = [record.seconds for record in records]
         for place in outliers(seconds):
             times = seconds[place] / statistics.median(seconds)
-            epoch = outcome.epochs[place + offset].epoch
             found.append(
-                f"epoch {epoch} of {outcome.strategy} with seed {outcome.seed} took {times:.1f} times the median: "
-                "something else may have run"
+                f"epoch {records[place].epoch} of {outcome.strategy} with seed {outcome.seed} took {times:.1f} times "
+                "the median: something else may have run"
             )
     loads = [turn.other_cores for turn in comparison.turns if turn.other_cores is not None]
     busy = [load for load in loads if load > _BUSY_CORES]
@@ -99,7 +102,10 @@ def warnings(comparison: Comparison) -> list[str]:
             "(train longer, or give a higher --target)"
         )
     if 2 <= len(comparison.seeds) < FEWEST:
-        found.append("two seeds are too few for an interval: ranges are given (--seeds 3 or more gives intervals)")
+        found.append(
+            "two seeds are too few for intervals of accuracies and of times to the target: ranges are given "
+            "(--seeds 3 or more gives intervals)"
+        )
     if len(comparison.seeds) < 2:
         found.append("one seed: differences in accuracy, and in the time to reach it, are seen once")
     return found
@@ -114,16 +120,27 @@ def _against(comparison: Comparison, label: str, reference: str, target: float |
     out = []
     if target is not None:
         out += _times_to(pairs, label, reference, target)
-    epochs = [pair for a, b in pairs for pair in zip(epoch_seconds(a), epoch_seconds(b), strict=False) if min(pair) > 0]
+    epochs = [pair for a, b in pairs for pair in _same_epochs(a, b)]
     if epochs:
         number = "one pair" if len(epochs) == 1 else f"geometric mean of {len(epochs)} pairs"
-        first = any(len(outcome.epochs) == 1 for pair in pairs for outcome in pair)
-        which = ", capture and measuring included" if first else ", the first epochs left out"
+        cold = any(record.began for pair in pairs for outcome in pair for record in settled(outcome))
+        which = ", capture and measuring included" if cold else ", those in which training began left out"
         out.append(
             f"An epoch of {label} took {_times(epochs)} of the time of one of {reference} ({number} of epochs{which})"
         )
     out += _accuracy(pairs, label, reference)
     return out
+
+
+def _same_epochs(a: Outcome, b: Outcome) -> list[tuple[float, float]]:
+    """Seconds of the epochs that both have, for as many samples: an epoch on unequal nodes may be longer or shorter."""
+    theirs = {record.epoch: record for record in settled(b)}
+    found = []
+    for ours in settled(a):
+        other = theirs.get(ours.epoch)
+        if other is not None and min(ours.seconds, other.seconds) > 0:
+            found.append((ours.seconds / max(ours.samples, 1), other.seconds / max(other.samples, 1)))
+    return found
 
 
 def _times_to(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: str, target: float) -> list[str]:
@@ -145,6 +162,8 @@ def _accuracy(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: s
         return []
     mean, half = interval(differences)
     bounds = (min(differences), max(differences)) if half is None else (mean - half, mean + half)
+    if not any(differences):
+        return [f"{label} ended with the same accuracy as {reference} ({_seeds(len(differences))})"]
     if len(differences) > 1 and bounds[0] <= 0 <= bounds[1]:
         return [
             f"The last accuracies of {label} and {reference} are not separated: "
@@ -160,16 +179,16 @@ def _accuracy(pairs: Sequence[tuple[Outcome, Outcome]], label: str, reference: s
 def _row(comparison: Comparison, label: str, target: float | None) -> tuple[str, ...]:
     outcomes = comparison.of(label)
     wanted = len(comparison.seeds)
-    seconds = [value for outcome in outcomes for value in epoch_seconds(outcome)]
-    speeds = [record.samples_per_second for o in outcomes for record in (o.epochs[1:] or o.epochs)]
+    records = [record for outcome in outcomes for record in settled(outcome)]
     last = [v for o in outcomes if (v := o.last_accuracy()) is not None]
     best = [v for o in outcomes if (v := o.best_accuracy()) is not None]
     to = [o.seconds_to(target) for o in outcomes] if target is not None else []
     return (
         label,
         f"{len(outcomes)}/{wanted}",
-        f"{statistics.median(seconds):.3g}" if seconds else "–",
-        f"{statistics.median(speeds):.0f}" if speeds else "–",
+        # The lower and the higher of two middle values: of the same epoch, where all have as many samples.
+        f"{statistics.median_low(r.seconds for r in records):.3g}" if records else "–",
+        f"{statistics.median_high(r.samples_per_second for r in records):.0f}" if records else "–",
         _mean_percent(last),
         _mean_percent(best),
         _mean_seconds(to),

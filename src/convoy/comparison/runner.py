@@ -70,6 +70,8 @@ class Runner:
         def hear(event: Event) -> None:
             if event.kind == "run" and event.name == "begin":
                 self._begun(folder)
+            elif event.kind == "warning" and (said := str(event.data.get("message", ""))) not in outcome.warnings:
+                outcome.warnings.append(said)
             elif event.kind == "epoch":
                 outcome.epochs = list(trainer.history.epochs)
                 if spent() or (len(outcome.epochs) < goal and not paused.pause()):

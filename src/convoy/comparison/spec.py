@@ -53,7 +53,8 @@ def labelled(strategies: Sequence[Strategy | str] | Mapping[str, Strategy | str]
     """Label → strategy; texts are their own labels, instances are called by their name and number."""
     if isinstance(strategies, str) or not strategies:
         raise OptionError(
-            f"strategies is {strategies!r}, but must be a list", hint='["sequential", "pipelined:stages=2"]'
+            f"strategies is {strategies!r}, but must be a list, or a mapping from labels, with one or more",
+            hint='["sequential", "pipelined:stages=2"]',
         )
     if isinstance(strategies, Mapping):
         return {str(label): parse(s) if isinstance(s, str) else s for label, s in strategies.items()}

@@ -108,7 +108,10 @@ def open_data(
         )
         for part, source in enumerate((parts.train, parts.validation))
     ]
-    return DataBundle(loaders[0], loaders[1], parts.classes, shape, parts.name, mean, deviation, parts.notes)
+    notes, count = parts.notes, len(loaders[0].source.labels)
+    if batch_size > count:
+        notes = (*notes, f"every epoch is one mini-batch of {count} images: there are no {batch_size} to train on")
+    return DataBundle(loaders[0], loaders[1], parts.classes, shape, parts.name, mean, deviation, notes)
 
 
 def _digits(given: str | None, size: int | None) -> Parts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, Protocol, TypeAlias
 
 from convoy.engines.program import Program, Store
-from convoy.errors import ConvoyError, InternalError, RunError, WorkerFailed
+from convoy.errors import ConvoyError, InternalError, RunError, WorkerFailed, hint_for
 from convoy.events.event import Event, Sink
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Entry, Schedule
@@ -115,6 +115,7 @@ def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
         raise cause
     raise WorkerFailed(
         f"{lane} failed {where}: {type(cause).__name__}: {cause}",
+        hint=hint_for(cause),
         action=action.label,
         grid=grid(Schedule(list(recent)), mark=action, tail=True, around=_COLUMNS),
     ) from cause

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from convoy.errors import ConvoyError, ModelError, OptionError
+from convoy.errors import ConvoyError, ModelError, OptionError, hint_for
 from convoy.planning.comparison import Comparison, Refused, Row, advise
 from convoy.planning.forecasts import FORECASTS, OTHERS, Forecaster
 from convoy.schedule.plan import Plan, megabytes
 from convoy.strategies.base import Loss, Settings, Strategy
-from convoy.strategies.batch import channels_last, prepare_model, tensors, to_device
+from convoy.strategies.batch import batch_size, channels_last, prepare_model, tensors, to_device
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.pipelined.planner import available_threads, plan_on
@@ -53,7 +53,26 @@ def plan(
     settings = replace(settings or Settings(), forecast=True)
     if workers is not None:
         settings = replace(settings, threads=workers)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model is a {type(model).__name__}", hint="give an nn.Module; convoy.models.build makes one"
+        )
     x, y, loss = _batch(batch, loss)
+    try:
+        return _planned(model, x, y, loss, chosen, settings, optimizer)
+    except IndexError as error:
+        hint = hint_for(error)
+        if hint is None:
+            raise
+        raise ModelError(f"the loss cannot be computed: {error}".rstrip("."), hint=hint) from error
+
+
+def _planned(
+    model: nn.Module, x: Any, y: Any, loss: Loss, chosen: Strategy | None, settings: Settings,
+    optimizer: Optimizer | None,
+) -> Plan:  # fmt: skip
+    if batch_size(x) < 1:
+        raise OptionError("the batch has no samples", hint="give one as large as in training")
     if isinstance(chosen, Pipelined):
         return plan_on(_bench(model, x, y, loss, settings, optimizer, 1.0), chosen, loss).plan
     limit = settings.max_memory  # holds for each possibility, not for all of them

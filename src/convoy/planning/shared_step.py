@@ -90,7 +90,7 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
         yield Row(
             "concurrent", options_of(replace(strategy, groups=plan.groups)), found.finish, found.shares,
             (activations(bench) + weights(bench),), 0.0, "plain training" if plan.groups == 1 else LAST_DIGITS,
-            note=f"bound {bound_seconds * 1e3:.1f} ms ({reason})",
+            note=f"bound {bound_seconds * 1e3:.1f} ms ({reason}, by its actions as timed one by one)",
         )  # fmt: skip
 
 

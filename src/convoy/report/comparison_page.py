@@ -30,7 +30,10 @@ def read_comparison(folder: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{folder} holds no {COMPARISON_FILE}", hint="give the folder of a comparison") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}",
+            hint="each of its runs has a report of its own: convoy report on the folders under runs/",
+        ) from error
     if not isinstance(values, dict) or not isinstance(values.get("outcomes"), list) or "findings" not in values:
         raise CheckpointError(f"{path} holds no comparison", hint="it should have outcomes and findings")
     return values

@@ -16,7 +16,7 @@ _KNOWN_STEP = {"epoch", "index", "loss", "correct", "samples", "lr", "in_flight"
 _KNOWN_DECISION = {"name", "batch", "seconds", "samples", "epoch"}
 _KNOWN_EPOCH = {
     "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds", "samples",
-    "samples_per_second", "lr", "busy", "batch", "memory_bytes",
+    "samples_per_second", "lr", "busy", "batch", "memory_bytes", "began",
 }  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -145,10 +145,12 @@ def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float],
     return [x[g][-1] for g in groups], [_mean(v for v in y[g] if v is not None) for g in groups]
 
 
-def settled(values: Sequence[float | None]) -> list[float]:
-    """The values of epochs without the first, in which caches are cold and cuts are measured; all where it is one."""
-    known = [value for value in values if value is not None]
-    return known[1:] if len(known) > 1 else known
+def settled(values: Sequence[float | None], epochs: Rows) -> list[float]:
+    """The values (one an epoch) without those of epochs in which training began or was resumed: there caches are cold
+    and cuts are measured. All where there are no others."""
+    pairs = [(value, row) for value, row in zip(values, epochs, strict=True) if value is not None]
+    warm = [value for value, row in pairs if not row.get("began", row.get("epoch") == 1)]
+    return warm or [value for value, _ in pairs]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -168,17 +170,23 @@ def _by_batch(steps: Rows, key: str) -> tuple[list[float], list[float | None]]:
     return [float(row["batch"]) for row in steps], column(steps, key)
 
 
-def _within(steps: Rows, pieces: int = 8) -> tuple[list[float], list[float | None]]:
-    """Samples per second of pieces of each epoch, over the epoch with its fraction."""
+FEWEST_STEPS = 8  # of a piece of an epoch: results of a pipeline come in bursts, and a drain brings the last at once
+
+
+def _within(steps: Rows, most: int = 8) -> tuple[list[float], list[float | None]]:
+    """Samples per second of pieces of each epoch, over the epoch with its fraction; of epochs long enough for two."""
     by_epoch: dict[float, list[Mapping[str, Any]]] = {}
     for row in steps:
         epoch = number(row.get("epoch"))
         if epoch is not None and number(row.get("seconds")) is not None:
             by_epoch.setdefault(epoch, []).append(row)
-    pieces = max(1, min(pieces, MOST_POINTS // max(len(by_epoch), 1)))
+    most = max(1, min(most, MOST_POINTS // max(len(by_epoch), 1)))
     x: list[float] = []
     y: list[float | None] = []
     for epoch, rows in sorted(by_epoch.items()):
+        pieces = min(most, (len(rows) - 1) // FEWEST_STEPS)
+        if pieces < 2:
+            continue
         bounds = sorted({round(i * (len(rows) - 1) / pieces) for i in range(pieces + 1)})
         for first, last in pairwise(bounds):
             elapsed = float(rows[last]["seconds"]) - float(rows[first]["seconds"])

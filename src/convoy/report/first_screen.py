@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from convoy.drawing.table import shown
 from convoy.report import curves, plans
 from convoy.report.files import RunFiles, number
@@ -79,10 +81,13 @@ def tiles(run: RunFiles) -> list[tuple[str, str, str]]:
         out.append(("best accuracy", percent(best[1]), f"validation, epoch {best[0]}"))
     if run.epochs:
         out.append(("training time", duration(curves.training_seconds(run.epochs)[-1]), "without validation"))
-        speed = curves.settled(curves.column(run.epochs, "samples_per_second"))
+        speed = curves.settled(curves.column(run.epochs, "samples_per_second"), run.epochs)
         if speed:
-            out.append(("throughput", f"{sorted(speed)[len(speed) // 2]:.0f} samples/s", "median epoch"))
-    shares = [curves.settled([one.get(lane) for one in curves.busy(run.epochs)]) for lane in curves.workers(run.epochs)]
+            out.append(("throughput", f"{statistics.median_high(speed):.0f} samples/s", "median epoch"))
+    shares = [
+        curves.settled([one.get(lane) for one in curves.busy(run.epochs)], run.epochs)
+        for lane in curves.workers(run.epochs)
+    ]
     means = [sum(values) / len(values) for values in shares if values]
     if means:
         several = f"mean of {len(means)} workers" if len(means) > 1 else "share of the time at work"

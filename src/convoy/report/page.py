@@ -102,7 +102,7 @@ def table(title: str, head: list[str], rows: list[list[Any]], note: str = "") ->
     """The table; None where it has no rows."""
     if not rows:
         return None
-    return Table(title, Markup(html_table(head, rows)), csv_text(head, rows), note, wide=len(head) > 5)
+    return Table(title, Markup(html_table(head, rows)), csv_text(head, rows), note, wide=sum(map(len, head)) > 50)
 
 
 def section(key: str, title: str, *parts: Figure | Table | Words | None) -> Section | None:

@@ -17,7 +17,13 @@ Row = tuple[str, float | None, float | None, str]
 def plans(run: RunFiles) -> list[tuple[dict[str, Any], set[int]]]:
     """Every plan that was in force, with its epochs; of plan.json where no event told one."""
     if run.plans:
-        return run.plans
+        found: list[tuple[dict[str, Any], set[int]]] = []
+        for plan, epochs in run.plans:  # a resumed run tells its plan once more
+            if found and found[-1][0] == plan:
+                found[-1] = (plan, found[-1][1] | epochs)
+            else:
+                found.append((plan, epochs))
+        return found
     if not run.plan:
         return []
     parts = [part for key in ("first", "then") if isinstance(part := run.plan.get(key), dict)]
@@ -26,7 +32,8 @@ def plans(run: RunFiles) -> list[tuple[dict[str, Any], set[int]]]:
 
 
 def seconds_per_step(run: RunFiles, epochs: set[int]) -> float | None:
-    """The median over the epochs, without the run's first one where there are others."""
+    """The median over the epochs, without those in which training began where there are others; the lower of two
+    middle ones, so that it is an epoch's that was seen."""
     counts: dict[int, int] = {}
     for row in run.steps:
         if isinstance(row.get("epoch"), int):
@@ -36,8 +43,8 @@ def seconds_per_step(run: RunFiles, epochs: set[int]) -> float | None:
         seconds / counts[row["epoch"]] if (seconds := number(row.get("seconds"))) and counts.get(row["epoch"]) else None
         for row in rows
     ]
-    known = settled(values) if rows and rows[0] is run.epochs[0] else [v for v in values if v is not None]
-    return statistics.median(known) if known else None
+    known = settled(values, rows)
+    return statistics.median_low(known) if known else None
 
 
 def compared(run: RunFiles, plan: Mapping[str, Any], epochs: set[int]) -> list[Row]:
@@ -90,11 +97,12 @@ def _stages(run: RunFiles, plan: Mapping[str, Any], step: float | None, epochs: 
             predicted = number(stage.get(f"{name}_seconds"))
             rows.append((f"{name} of stage {index}", _ms(predicted), _ms(measured.get((kind, index))), "ms"))
     if plan.get("placement") == "colocated" and step:
-        kept = [shares for row, shares in zip(run.epochs, busy(run.epochs), strict=True) if row["epoch"] in epochs]
+        rows_of = [row for row in run.epochs if row["epoch"] in epochs]
+        kept = busy(rows_of)
         for stage in stages(plan):
             lane = f"worker {stage.get('index')}"
             own = (number(stage.get("forward_seconds")) or 0) + (number(stage.get("backward_seconds")) or 0)
-            known = settled([shares.get(lane) for shares in kept])
+            known = settled([shares.get(lane) for shares in kept], rows_of)
             share = statistics.fmean(known) * 100 if known else None
             rows.append((f"{lane} at work", own / step * 100 if own else None, share, "%"))
     return rows

@@ -98,9 +98,11 @@ def _durations(run: RunFiles) -> Table | None:
 
 def _utilisation(run: RunFiles) -> Section | None:
     lanes = curves.workers(run.epochs)
-    per_lane = [(lane, curves.settled([shares.get(lane) for shares in curves.busy(run.epochs)])) for lane in lanes]
+    per_lane = [
+        (lane, curves.settled([shares.get(lane) for shares in curves.busy(run.epochs)], run.epochs)) for lane in lanes
+    ]
     rows = [[lane, f"{sum(v) / len(v):.1%}", f"{min(v):.1%}", f"{max(v):.1%}"] for lane, v in per_lane if v]
-    note = "Without the first epoch where there are others: cuts are measured and caches cold in it."
+    note = "Without epochs in which training began, where there are others: cuts are measured and caches cold in them."
     drawn = figure(curves.utilisation(run)) if lanes else None
     return section(
         "utilisation", "Utilisation", drawn, table("At work", ["worker", "mean", "least", "most"], rows, note)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from convoy.drawing.table import value_tables
-from convoy.errors import ConvoyError, ModelError, OptionError, WorkerFailed
+from convoy.errors import ConvoyError, ModelError, OptionError, WorkerFailed, hint_for
 from convoy.events.event import Event, EventKind, Sink
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
@@ -155,7 +155,9 @@ class SequentialStep:
             raise
         except Exception as error:
             raise WorkerFailed(
-                f"batch {batch} failed with {type(error).__name__}: {error}", action=f"batch {batch}"
+                f"batch {batch} failed with {type(error).__name__}: {error}",
+                action=f"batch {batch}",
+                hint=hint_for(error),
             ) from error
         self._batch = batch + 1
         done = None

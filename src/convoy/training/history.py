@@ -16,7 +16,8 @@ HIGHER_IS_BETTER = {"train_accuracy": True, "validation_accuracy": True, "train_
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
     """One epoch, counted from 1. Losses are means per sample, accuracies shares of 1 (None where they make no sense),
-    ``seconds`` those of training alone, ``lr`` that of the first group at the last batch, ``busy`` lane → share."""
+    ``seconds`` those of training alone, ``lr`` that of the first group at the last batch, ``busy`` lane → share.
+    ``began``: whether a ``fit`` began in it, so that capture, cold caches and measuring of cuts are in its time."""
 
     epoch: int
     train_loss: float
@@ -28,6 +29,7 @@ class EpochRecord:
     samples_per_second: float = 0.0
     lr: float = 0.0
     busy: Mapping[str, float] = field(default_factory=dict)
+    began: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -35,6 +37,7 @@ class EpochRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
         known = {f.name for f in fields(cls)}
+        values = {"began": values["epoch"] == 1, **values}  # older files do not say
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
@@ -135,6 +138,7 @@ class EpochSums:
     seconds: float = 0.0
     lr: float = 0.0
     last_batch: int = -1  # its number in the run
+    began: bool = False  # a fit began in it
 
     def add(self, batch: int, loss: float, correct: int | None, samples: int, lr: float) -> None:
         self.batches += 1
@@ -157,4 +161,5 @@ class EpochSums:
             samples_per_second=self.samples / self.seconds if self.seconds > 0 else 0.0,
             lr=self.lr,
             busy=dict(busy),
+            began=self.began,
         )

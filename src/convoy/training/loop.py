@@ -47,6 +47,7 @@ class _Entered:
 
 
 _LOWER = "lower the learning rate, or bound the gradient norm with clip"
+_UNTRAINED = "no weight has been updated yet: look for NaN and huge values in the data and in the model's own weights"
 
 
 class Loop:
@@ -81,6 +82,7 @@ class Loop:
         self._inside = False  # a step is under way: the weights may be half changed
         self._plan: Any = None
         self._scheduled = False
+        self._begun = False
         self._since: float | None = None  # training time is counted from here
         self._saved_at: tuple[int, int] | None = None
         self._drains_each_epoch = (
@@ -110,6 +112,8 @@ class Loop:
         state.epoch_start = self._feed.epoch_start
         if not state.sums or state.sums[-1].epoch != state.epoch:
             state.sums.append(EpochSums(state.epoch))
+        if not self._begun:
+            state.sums[-1].began = self._begun = True
         self._since = time.perf_counter()
         self.step.begin_epoch(state.epoch, epochs, self._feed.batches)
         try:
@@ -220,7 +224,9 @@ class Loop:
                 raise Diverged(
                     f"the loss of batch {result.batch} (epoch {entered.epoch + 1}) is {loss} "
                     f"at learning rate {entered.lr:g}",
-                    hint="; ".join(filter(None, (self.setup.strategy.suspects, _LOWER))),
+                    hint=_UNTRAINED
+                    if result.batch == 0
+                    else "; ".join(filter(None, (self.setup.strategy.suspects, _LOWER))),
                 )
             if isinstance(result, TurnResult):
                 samples, correct = result.samples, result.correct
