@@ -55,6 +55,15 @@ def test_means_over_the_seeds_and_every_seed_thin(values):
     assert [line.family for line in chart.lines] == [0, 0, 0, 1, 1, 1]
 
 
+def test_the_headline_has_a_sentence_about_every_strategy(values):
+    values["strategies"] = {"a": {}, "b": {}, "b:stages=2": {}}
+    said = ["b is slow", "b is exact", "b:stages=2 is fast", "b:stages=2 is not exact"]
+    values["findings"]["sentences"] = said
+    assert comparison_page(values).headline == ("b is slow", "b:stages=2 is fast")
+    values["findings"]["sentences"] = said[:3]
+    assert comparison_page(values).headline == tuple(said[:3])
+
+
 def test_the_page_says_what_was_found(values):
     page = comparison_page(values)
     assert page.title == "lenet5 · digits" and page.status == ("1 failed", "bad")

@@ -17,7 +17,7 @@ FORMAT = 1
 @dataclass(slots=True)
 class Outcome:
     """One run: a strategy (its label) with one seed. ``status``: "finished", "failed" or "unfinished". ``warnings``:
-    what the run warned of, each once."""
+    what the run warned of, of each sort the first."""
 
     strategy: str
     seed: int

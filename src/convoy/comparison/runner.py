@@ -67,11 +67,14 @@ class Runner:
         def spent() -> bool:
             return minutes is not None and bool(outcome.epochs) and outcome.seconds()[-1] >= minutes * 60
 
+        heard: set[str] = set()  # of each sort of warning the first: the others differ by a number or two
+
         def hear(event: Event) -> None:
             if event.kind == "run" and event.name == "begin":
                 self._begun(folder)
-            elif event.kind == "warning" and (said := str(event.data.get("message", ""))) not in outcome.warnings:
-                outcome.warnings.append(said)
+            elif event.kind == "warning" and event.name not in heard:
+                heard.add(event.name)
+                outcome.warnings.append(str(event.data.get("message", "")))
             elif event.kind == "epoch":
                 outcome.epochs = list(trainer.history.epochs)
                 if spent() or (len(outcome.epochs) < goal and not paused.pause()):

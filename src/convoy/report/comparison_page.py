@@ -63,7 +63,7 @@ def comparison_page(values: Mapping[str, Any]) -> Page:
     return Page(
         title=str(values.get("title", "comparison")),
         status=status,
-        headline=tuple(found.get("sentences") or ())[:3] or ("There is nothing to compare yet.",),
+        headline=_headline(values, found) or ("There is nothing to compare yet.",),
         tiles=(),
         facts=tuple(_facts(values)),
         first=figure(_over_time(runs, "validation_accuracy", "accuracy"))
@@ -72,6 +72,16 @@ def comparison_page(values: Mapping[str, Any]) -> Page:
         problems=tuple(found.get("warnings") or ()),
         made_by=f"convoy {(values.get('environment') or {}).get('convoy', '')}".strip(),
     )
+
+
+def _headline(values: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The first sentence about each strategy; all of them where there are few."""
+    said = tuple(found.get("sentences") or ())
+    if len(said) <= 3:
+        return said
+    _, *others = values["strategies"]
+    first = [next((s for s in said if f"{label} " in s), None) for label in others]
+    return tuple(s for s in dict.fromkeys(first) if s is not None)[:4]
 
 
 def notebook(values: Mapping[str, Any]) -> str:
@@ -144,10 +154,13 @@ def epoch_times(runs: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _table(found: Mapping[str, Any]) -> Table:
     head, rows = found["head"], found["rows"]
+    spread = "± is half of the 95 % interval of the mean over the seeds (Student's t). "
     note = (
-        "± is half of the 95 % interval of the mean over the seeds (Student's t). Seconds are of training alone; the "
-        "first epoch, in which cuts are measured, is left out of the time per epoch, and counted in that to the target."
+        "Seconds are of training alone; epochs in which training began or was resumed, where cuts are measured, are "
+        "left out of the time per epoch, and counted in that to the target."
     )
+    if any("±" in str(cell) for row in rows for cell in row):
+        note = spread + note
     return Table("Strategies", Markup(html_table(head, rows)), csv_text(head, rows), note, wide=True)
 
 
