@@ -110,8 +110,8 @@ def test_time_goes_to_the_node_that_takes_it() -> None:
     profile = measure(graph, (x,), repeats=3)
     sleepy = next(node for node in profile.graph.nodes if node.path == "2")
     assert sleepy.cost is not None
-    assert 0.05 <= sleepy.cost.forward_seconds < 0.09
-    assert 0.1 <= sleepy.cost.input_grad_seconds < 0.15
+    assert 0.045 <= sleepy.cost.forward_seconds < 0.09
+    assert 0.095 <= sleepy.cost.input_grad_seconds < 0.15
     assert sleepy.cost.weight_grad_seconds == 0.0
     others = [cost.seconds for name, cost in costs(profile.graph).items() if name != sleepy.name]
     assert max(others) < 0.03

@@ -91,7 +91,7 @@ def _lookup(name: str) -> Network:
         return _NETWORKS[_BY_PLAIN_NAME[_plain(name)]]
     except KeyError:
         near = [_BY_PLAIN_NAME[match] for match in get_close_matches(_plain(name), _BY_PLAIN_NAME, n=3, cutoff=0.6)]
-        hint = f"near it are {', '.join(near)}" if near else f"the networks are {', '.join(names())}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"the networks are {', '.join(names())}"
         raise ModelError(
             f"there is no network named {name!r}", hint=f"{hint}; a network of your own is named as module:callable"
         ) from None
