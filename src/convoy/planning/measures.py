@@ -36,7 +36,7 @@ PASS_SECONDS = 0.45
 FEWEST_SAMPLES = 16
 """Parts are not made smaller: calls would take longer than what they compute."""
 REHEARSED_SECONDS = 1.5
-"""The whole of a mini-batch is rehearsed, unless one thread takes longer than this: then a part, too."""
+"""The whole of a mini-batch is rehearsed, unless one thread takes longer than this: then a part."""
 PASSES = 2
 """Of a program whose actions are timed alone, after one that warms up."""
 REHEARSALS = 4
