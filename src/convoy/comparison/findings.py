@@ -133,7 +133,7 @@ def _against(comparison: Comparison, label: str, reference: str, target: float |
 
 
 def _same_epochs(a: Outcome, b: Outcome) -> list[tuple[float, float]]:
-    """Seconds of the epochs that both have, for as many samples: an epoch on unequal nodes may be longer or shorter."""
+    """Seconds a sample in the epochs that both have: an epoch of unequal nodes may have more or fewer of them."""
     theirs = {record.epoch: record for record in settled(b)}
     found = []
     for ours in settled(a):

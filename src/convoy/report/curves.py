@@ -12,6 +12,7 @@ from convoy.drawing.chart import Chart, Line
 from convoy.report.files import RunFiles, number
 
 MOST_POINTS = 600  # of a curve; more are averaged in groups
+FEWEST_STEPS = 8  # of a piece of an epoch: results of a pipeline come in bursts, and a drain brings the last at once
 _KNOWN_STEP = {"epoch", "index", "loss", "correct", "samples", "lr", "in_flight", "lanes", "batch", "seconds"}
 _KNOWN_DECISION = {"name", "batch", "seconds", "samples", "epoch"}
 _KNOWN_EPOCH = {
@@ -168,9 +169,6 @@ def _training_and_validation(epochs: Rows, x: list[float], what: str) -> tuple[L
 
 def _by_batch(steps: Rows, key: str) -> tuple[list[float], list[float | None]]:
     return [float(row["batch"]) for row in steps], column(steps, key)
-
-
-FEWEST_STEPS = 8  # of a piece of an epoch: results of a pipeline come in bursts, and a drain brings the last at once
 
 
 def _within(steps: Rows, most: int = 8) -> tuple[list[float], list[float | None]]:
