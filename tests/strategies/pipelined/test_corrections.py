@@ -205,6 +205,11 @@ def test_stash_holds_no_more_versions_than_it_needs() -> None:
     step.close()
 
 
+def test_predict_alone_is_linear() -> None:
+    assert Corrections.parse("predict+spike") == Corrections.parse("predict:linear+spike")
+    assert Corrections.parse("predict").prediction == "linear"
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -213,6 +218,7 @@ class TestRefusals:
             ("spike+spike", "twice"),
             ("stash+spike", "'stash' cannot be joined"),
             ("predict:linear+predict:momentum", "exclude each other"),
+            ("predict+predict:linear", "twice"),
         ],
     )
     def test_names(self, text: str, words: str) -> None:

@@ -18,6 +18,7 @@ from convoy.errors import OptionError
 NAMES = ("stash", "predict:linear", "predict:momentum", "spike", "pipemare", "dc-asgd", "stage-lr")
 _ALONE = ("stash", "pipemare", "dc-asgd")
 _MOMENTUM = ("predict:linear", "predict:momentum", "spike")
+_SHORT = {"predict": "predict:linear"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,16 @@ class Corrections:
 
     @classmethod
     def parse(cls, text: str | None) -> Corrections:
-        """``"predict:linear+spike"`` → both. Raises OptionError for unknown names and pairs that contradict."""
+        """``"predict:linear+spike"``, or ``"predict+spike"``, → both. Raises OptionError for unknown names and pairs that
+        contradict."""
         if text is None or text in ("", "none"):
             return cls()
-        names = tuple(part.strip() for part in text.split("+"))
+        names = tuple(_SHORT.get(name, name) for name in map(str.strip, text.split("+")))
         for name in names:
             if name not in NAMES:
                 raise OptionError(
                     f"there is no correction {name!r}",
-                    hint=f"choose from {', '.join(NAMES)}, or join two as predict:linear+spike",
+                    hint=f"choose from {', '.join(NAMES)}, or join two as predict+spike",
                 )
         if len(set(names)) < len(names):
             raise OptionError(f"correction {text!r} names one twice", hint="name each once")

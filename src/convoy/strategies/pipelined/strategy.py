@@ -29,7 +29,7 @@ class Pipelined(Strategy):
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
     (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a mini-batch
     enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
-    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict:linear+spike". ``recut``: "auto"
+    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict+spike" ("predict" is linear). ``recut``: "auto"
     cuts anew at a drain when the running workers' loads differ by more than 5 %. ``stages="auto"`` chooses stages,
     cut, clock and micro-batches from a forecast (a clock or ``accumulate`` that is given stays). ``max_staleness``: a
     pipeline whose weights would be older, in updates, is refused, or not chosen. ``engine``: "threads",
