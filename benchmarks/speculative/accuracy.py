@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from controls import FILLS, Skipping, lower_part
+from cost import costs
 from torch import nn
 
 from convoy.data import open_data
@@ -50,6 +54,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--controller", default="always:32")
     parser.add_argument("--memory", type=int, default=256_000_000)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--clock", default="registers", help="of the delayed control")
+    parser.add_argument("--accumulate", type=int, default=1, help="of the delayed control")
+    parser.add_argument("--correction", help="of the delayed control")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of images: other rounding, faster")
     parser.add_argument("--rate", type=float, default=0.5, help="of skipped mini-batches")
     parser.add_argument("--fill", choices=FILLS, default="none")
     parser.add_argument("--unbiased", action="store_true")
@@ -68,38 +76,62 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+@dataclass
 class Tally:
-    """A callback that means what a strategy says of its mini-batches, epoch by epoch."""
+    """A callback that means what a strategy says of its mini-batches, epoch by epoch, and adds up what they cost.
 
-    KEYS = ("accepted", "distance", "signal_agreement", "agreement", "time_saved")
+    ``cost`` of a mini-batch: see ``cost.py``. The sums are kept in ``path`` beside the checkpoints, for a resumed run.
+    """
 
-    def __init__(self) -> None:
-        self.epochs: dict[int, dict[str, list[float]]] = {}
-        self.modes: dict[str, int] = {}
+    KEYS: ClassVar = ("accepted", "distance", "signal_agreement", "agreement", "time_saved")
+
+    path: Path
+    cost: Callable[[dict[str, Any]], float]
+    epochs: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    modes: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            kept = json.loads(self.path.read_text())
+            self.epochs = {int(epoch): row for epoch, row in kept["epochs"].items()}
+            self.modes = {int(epoch): row for epoch, row in kept["modes"].items()}
 
     def __call__(self, event: Event) -> None:
+        if event.kind == "epoch":
+            self.path.write_text(json.dumps({"epochs": self.epochs, "modes": self.modes}))
         if event.kind != "step":
             return
-        row = self.epochs.setdefault(event.data["epoch"], {})
+        epoch = event.data["epoch"]
+        row, modes = self.epochs.setdefault(epoch, {}), self.modes.setdefault(epoch, {})
         for key in self.KEYS:
             if key in event.data:
                 row.setdefault(key, []).append(event.data[key])
+        row.setdefault("cost", []).append(self.cost(event.data))
         mode = event.data.get("mode")
         if mode is not None:
-            self.modes[mode] = self.modes.get(mode, 0) + 1
+            modes[mode] = modes.get(mode, 0) + 1
 
-    def result(self) -> dict[str, Any]:
+    def result(self, batches: int) -> dict[str, Any]:
+        """``batches`` of a whole run: "modelled_time" is in units of training it on one engine."""
         means = {
             key: [round(sum(r[key]) / len(r[key]), 4) if key in r else None for _, r in sorted(self.epochs.items())]
             for key in self.KEYS
             if any(key in row for row in self.epochs.values())
         }
-        return {**means, "modes": self.modes} if self.modes else {}
+        modes: dict[str, int] = {}
+        for row in self.modes.values():
+            for mode, times in row.items():
+                modes[mode] = modes.get(mode, 0) + times
+        spent = sum(sum(row["cost"]) for row in self.epochs.values()) / batches
+        return {"modelled_time": round(spent, 4), **means, **({"modes": modes} if modes else {})}
 
 
 def strategy(options: argparse.Namespace, cut: str) -> Strategy:
     if options.variant == "delayed":
-        return Pipelined(cuts=[cut])
+        return Pipelined(
+            cuts=[cut], clock=options.clock, accumulate=options.accumulate, correction=options.correction,
+            engine=options.engine,
+        )  # fmt: skip
     if options.variant != "speculative":
         return Sequential()
     return Speculative(
@@ -120,7 +152,10 @@ def main() -> None:
     model = build(options.net, classes=len(data.classes), channels=channels, image_size=image_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay)
     cut, lower = lower_part(model, torch.zeros(2, *data.sample_shape), options.cut)
-    tally, callbacks = Tally(), []
+    example = torch.zeros(options.batch_size, *data.sample_shape)
+    chosen = strategy(options, cut)
+    spent = costs(model, example, chosen if isinstance(chosen, Speculative) else Speculative(), options.cut)
+    callbacks: list[Skipping] = []
     if options.variant in ("untrained", "second", "skipped"):
         rate = 1.0 if options.variant == "untrained" else options.rate
         callbacks.append(
@@ -129,23 +164,41 @@ def main() -> None:
                 fill=options.fill if options.variant == "skipped" else "none", unbiased=options.unbiased,
             )
         )  # fmt: skip
+
+    def cost(measures: dict[str, Any]) -> float:
+        if options.variant == "delayed":
+            return spent.pipelined
+        if callbacks:
+            return spent.exact if callbacks[0].exact else spent.skipped
+        return spent.of(measures.get("mode", "exact"), measures.get("accepted", 0.0))
+
     steps = epochs * len(data.train)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, cycle_momentum=False)
     name = options.out.name
+    begun = any((options.work / name / "checkpoints").glob("*"))
+    if not begun:
+        shutil.rmtree(options.work / name, ignore_errors=True)  # stopped before its first checkpoint
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / f"{name}.tally.json"
+    if not begun:
+        kept.unlink(missing_ok=True)
+    tally = Tally(kept, cost)
     trainer = Trainer(
         model,
         nn.functional.cross_entropy,
         optimizer,
         scheduler=schedule,
         scheduler_interval="batch",
-        strategy=strategy(options, cut),
-        settings=Settings(seed=options.seed, threads=options.threads, total_steps=steps),
+        strategy=chosen,
+        settings=Settings(
+            seed=options.seed, threads=options.threads, total_steps=steps, channels_last=options.channels_last
+        ),
         callbacks=[tally, *callbacks],
         run_dir=options.work,
         name=name,
         save_every="epoch",
     )
-    if (options.work / name / "checkpoints").is_dir():
+    if begun:
         trainer.load(options.work / name)
     history = trainer.fit(data.train, data.validation, epochs=epochs)
     result: dict[str, Any] = {
@@ -156,7 +209,7 @@ def main() -> None:
         "accuracy": [round(100 * (record.validation_accuracy or 0.0), 2) for record in history],
         "train_loss": [round(record.train_loss, 4) for record in history],
         "seconds": [round(record.seconds, 1) for record in history],
-        **tally.result(),
+        **tally.result(options.epochs * len(data.train)),
         "torch": torch.__version__,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

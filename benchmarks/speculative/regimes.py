@@ -45,12 +45,14 @@ class Regime:
 
 
 REGIMES: Mapping[str, Regime] = {
-    "cifar-64": Regime("cifar10", 8, 3000, 64, 8, 0.05, 40, 16),
-    "cifar-64-norm": Regime("cifar10", 8, 3000, 64, 8, 0.1, 40, 16, norm=True),
-    "mnist-4": Regime("mnist", 8, 1600, 4, 2, 0.008, 100),
-    "mnist-1": Regime("mnist", 14, 1500, 1, 2, 0.003, 150, 64),
-    "cifar-1": Regime("cifar10", 8, 1500, 1, 3, 0.002, 300, 64),
+    "mnist-1": Regime("mnist", 14, 3000, 1, 2, 0.003, 150, 64),
+    "mnist-16": Regime("mnist", 14, 12000, 16, 3, 0.02, 150),
+    "cifar-1": Regime("cifar10", 16, 4000, 1, 3, 0.002, 300, 64),
+    "cifar-16": Regime("cifar10", 16, 10000, 16, 5, 0.02, 300),
+    "cifar-64": Regime("cifar10", 16, 10000, 64, 10, 0.05, 150),
+    "cifar-64-norm": Regime("cifar10", 16, 10000, 64, 10, 0.1, 150, norm=True),
 }
+"""The published regime, batches of 1 to 16 and label memory, first; then larger batches."""
 
 Variant = Mapping[str, Any]
 
@@ -61,6 +63,7 @@ def _controls() -> Iterator[tuple[str, Variant]]:
     yield "a: lower part untrained", {"kind": "skip", "rate": 1.0}
     yield "b: lower part every second", {"kind": "skip", "rate": 0.5, "alternate": True}
     yield "d: one step late", {"kind": "delayed"}
+    yield "d: one step late, 1f1b, predict+spike", {"kind": "delayed", "clock": "1f1b", "correction": "predict+spike"}
     yield "e: lower part by chance", {"kind": "skip", "rate": 0.5}
     for fill in ("zero", "last", "ema"):
         yield f"f: {fill} by chance", {"kind": "skip", "rate": 0.5, "fill": fill}

@@ -1,7 +1,7 @@
 """Every variant on short runs: accuracy beside modelled time. What is worth it goes on to ``accuracy.py``.
 
     python benchmarks/speculative/screen.py --regimes mnist-1,cifar-64 --seeds 0,1 --out results/screen.csv
-    python benchmarks/speculative/screen.py --regimes cifar-64 --only "zero" --out results/screen.csv
+    python benchmarks/speculative/screen.py --regimes cifar-64 --only "zero|exact" --out results/screen.csv
 
 One row a run; a run that has its row already is left out, so the same command goes on where it was stopped. ``time`` is
 that of two engines (see ``cost.py``) over that of exact training of all epochs on one. Runs are in one thread, with
@@ -38,7 +38,8 @@ COLUMNS = ("regime", "variant", "seed", "accuracy", "loss", "time", "accepted", 
 
 def strategy_of(variant: Variant, regime: Regime, cut: str) -> Strategy:
     if variant["kind"] == "delayed":
-        return Pipelined(cuts=[cut], engine="inline")
+        how = {key: variant[key] for key in ("clock", "correction") if key in variant}
+        return Pipelined(cuts=[cut], engine="inline", **how)
     if variant["kind"] != "speculative":
         return Sequential()
     fields = {key: variant[key] for key in ("form", "predictor", "threshold")}

@@ -29,8 +29,8 @@ class Corrections:
 
     @classmethod
     def parse(cls, text: str | None) -> Corrections:
-        """``"predict:linear+spike"``, or ``"predict+spike"``, → both. Raises OptionError for unknown names and pairs that
-        contradict."""
+        """``"predict:linear+spike"``, or ``"predict+spike"``, → both. Raises OptionError for unknown names and for
+        pairs that contradict."""
         if text is None or text in ("", "none"):
             return cls()
         names = tuple(_SHORT.get(name, name) for name in map(str.strip, text.split("+")))
