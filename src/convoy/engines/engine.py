@@ -99,15 +99,15 @@ _WORDS = {
 }
 
 
-def raise_failure(failure: Failure, recent: Iterable[Entry]) -> NoReturn:
+def raise_failure(failure: Failure, recent: Iterable[Entry], *, when: str = "in") -> NoReturn:
     """Raise what stopped the run: convoy's own errors as they are, with the place in a note, others as WorkerFailed
     with the schedule drawn.
 
-    ``recent``: the last entries submitted, in program order.
+    ``recent``: the last entries submitted, in program order. ``when``: "in" the failure's action, or "after" it.
     """
     lane, action, cause = failure
     subject = f"stage {action.subject}" if action.subject.isdecimal() else action.subject  # a stage or a node
-    where = f"in the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} at {subject}"
+    where = f"{when} the {_WORDS.get(action.kind, action.kind)} of batch {action.batch} at {subject}"
     if isinstance(cause, ConvoyError):
         note = f"{lane}, {where}"
         if note not in getattr(cause, "__notes__", ()):  # the driver may ask more than once

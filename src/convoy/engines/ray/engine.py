@@ -230,10 +230,12 @@ class RayEngine:
         lane, action, cause = self._failure
         try:
             if action is None:
+                last = next((done for own, done in reversed(self._recent) if own == lane), None)
+                if last is not None:
+                    raise_failure((lane, last, cause), self._recent, when="after")
                 if isinstance(cause, ConvoyError):
                     raise cause
-                batch = self._recent[-1][1].batch if self._recent else 0
-                raise WorkerFailed(f"{lane} failed after batch {batch}: {type(cause).__name__}: {cause}") from cause
+                raise WorkerFailed(f"{lane} failed before the first batch: {type(cause).__name__}: {cause}") from cause
             raise_failure((lane, action, cause), self._recent)
         except WorkerFailed as error:
             error.hint = error.hint or RESUME

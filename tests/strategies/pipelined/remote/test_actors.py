@@ -151,7 +151,7 @@ def killed_and_resumed(runs: ModuleType, run_dir: Path, worker: str, after: floa
         first.fit(loader, epochs=3)
     except WorkerFailed as failed:
         assert re.search(
-            rf"{worker} failed in the \w+ of batch \d+ at stage \d: .*process \d+ on .* died: ", str(failed)
+            rf"{worker} failed (in|after) the \w+ of batch \d+ at stage \d: .*process \d+ on .* died: ", str(failed)
         )
         assert "--resume" in str(failed.hint)
     thread.join()

@@ -135,7 +135,8 @@ def test_an_actor_that_dies_while_nothing_is_in_flight(runs: ModuleType, ray: An
     step.drain()
     held = {name: t.clone() for name, t in model.state_dict().items()}
     ray.actors[0].die()
-    with pytest.raises(WorkerFailed, match=r"worker 1 failed (after|in the forward of) batch \d.*: ActorDied: ") as e:
+    place = r"(after the update|in the forward) of batch \d at stage 1"
+    with pytest.raises(WorkerFailed, match=rf"worker 1 failed {place}: ActorDied: ") as e:
         for _ in range(100):
             step(x, y)
     assert "--resume" in str(e.value.hint)
@@ -151,7 +152,8 @@ def test_an_actor_that_dies_on_the_way_home(runs: ModuleType, ray: Any) -> None:
     (x, y), *_ = runs.batches([4])
     step(x, y)
     ray.disturb = lambda actor, name: actor.die() if actor is ray.actors[1] and name == "ask" else None
-    with pytest.raises(WorkerFailed, match=r"worker 2 failed after batch 0: ActorDied: |to answer \(state\)") as e:
+    place = "after the update of batch 0 at stage 2"
+    with pytest.raises(WorkerFailed, match=rf"worker 2 failed {place}: ActorDied: |to answer \(state\)") as e:
         step.drain()
     assert "--resume" in str(e.value.hint)
     step.close()
