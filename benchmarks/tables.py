@@ -3,13 +3,17 @@
 python benchmarks/tables.py            prints the section
 python benchmarks/tables.py --write    puts it between the markers in README.md
 python benchmarks/tables.py --check    fails when README.md says something else
+python benchmarks/tables.py --screened prints the short runs, for docs/lab
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -95,44 +99,105 @@ def accuracy() -> list[str]:
     return [*lines, ""]
 
 
-DEEP = {
-    "sequential": "sequential",
-    "registers": "published clock (`registers`)",
-    "1f1b": '`clock="1f1b"`',
-    "1f1b-acc4": '`clock="1f1b", accumulate=4`',
-    "1f1b-acc4-predict-spike": '`clock="1f1b", accumulate=4, correction="predict:linear+spike"`',
-    "registers-acc4": "`accumulate=4`",
-    "registers-acc4-predict-spike": '`accumulate=4, correction="predict:linear+spike"`',
-    "sequential-acc4": "one stage, `accumulate=4`",
+STUDIES = {
+    "k3": ("ResNet-20, four stages (PPV 7, 13, 17)", "k3"),
+    "k1-early": ("ResNet-20, two stages, early cut (PPV 7)", "k3"),
+    "k1-deep": ("ResNet-20, two stages, deep cut (PPV 17)", "k3"),
+    "k7-resnet56": ("ResNet-56, eight stages (PPV 7, 13, 19, 27, 35, 43, 49)", "k7-resnet56"),
+    "k3-vgg16": ("VGG-16, four stages", "k3-vgg16"),
 }
-"""Files k3-VARIANT-eEPOCHS-sSEED.json: four stages, registers after layers 7, 13 and 17 of ResNet-20."""
+"""Title and the study whose sequential runs are compared with. Files: STUDY-VARIANT-eEPOCHS-sSEED.json."""
+RATES = {"k3-vgg16": 0.05}
+SCREENED = 4
+"""Runs of so many epochs are for screening, and stand in the lab."""
+
+Runs = dict[str, dict[int, list[float]]]
+"""Variant → seed → test accuracy after every epoch."""
+
+
+def runs_of(study: str, epochs: int) -> Runs:
+    found: Runs = {}
+    for path in sorted((HERE / "accuracy" / "results").glob(f"{study}-*-e{epochs}-s*.json")):
+        variant, _, seed = path.stem.removeprefix(f"{study}-").rsplit("-", 2)
+        if any(other != study and path.stem.startswith(f"{other}-") for other in STUDIES if len(other) > len(study)):
+            continue
+        reached = json.loads(path.read_text())["accuracy"]
+        assert len(reached) == epochs, path
+        found.setdefault(variant, {})[int(seed[1:])] = reached
+    return found
+
+
+FIRST = ("sequential", "sequential-acc4", "registers")
+
+
+def ordered(variants: Iterable[str]) -> list[str]:
+    return sorted(variants, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def shown_variant(name: str) -> str:
+    """``1f1b-acc8-predict-spike`` → `clock="1f1b", accumulate=8, correction="predict+spike"`."""
+    clock, *rest = name.split("-")
+    parts = [] if clock == "registers" else [f'clock="{clock}"']
+    micro = [part.removeprefix("acc") for part in rest if part.startswith("acc")]
+    parts += [f"accumulate={m}" for m in micro]
+    corrections = "+".join(part.replace("_", "-") for part in rest if not part.startswith("acc"))
+    parts += [f'correction="{corrections}"'] if corrections else []
+    if clock == "sequential":
+        return f"one stage, `accumulate={micro[0]}`" if micro else "sequential"
+    if clock not in ("registers", "1f1b"):
+        return name
+    return f"`{', '.join(parts)}`" if parts else "published clock (`registers`)"
+
+
+def gap(runs: dict[int, list[float]], base: dict[int, list[float]]) -> str:
+    """Mean difference of the last accuracies from the same seeds, with its 95 % interval where there are three."""
+    pairs = [reached[-1] - base[seed][-1] for seed, reached in runs.items() if seed in base]
+    if not pairs:
+        return "–"
+    half = T95[len(pairs)] * stdev(pairs) / sqrt(len(pairs)) if len(pairs) in T95 else None
+    return f"{fmean(pairs):+.2f}" + ("" if half is None else f" ± {half:.2f}")
+
+
+T95 = {3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a 95 % interval of a mean, by the number of values."""
 
 
 def deep() -> list[str]:
-    """ResNet-20 in four stages: last accuracy of every variant by epochs, and the paired difference to sequential."""
-    found: dict[int, dict[str, dict[int, float]]] = {}
-    for path in sorted((HERE / "accuracy" / "results").glob("k3-*.json")):
-        variant, epochs, seed = path.stem.removeprefix("k3-").rsplit("-", 2)
-        run = json.loads(path.read_text())
-        assert len(run["accuracy"]) == int(epochs[1:]), path
-        found.setdefault(int(epochs[1:]), {}).setdefault(variant, {})[int(seed[1:])] = run["accuracy"][-1]
+    """Accuracy of every study: last accuracy of its variants, and the paired difference to sequential training."""
     lines: list[str] = []
-    for epochs, variants in sorted(found.items(), reverse=True):
-        base = variants.get("sequential", {})
-        lines += [
-            f"ResNet-20, CIFAR-10, four stages (PPV 7, 13, 17), {epochs} epochs, highest rate 0.1 for all: test "
-            "accuracy after the last epoch, and the difference to sequential training from the same seeds.",
-            "",
-            "| | seeds | accuracy | difference |",
-            "|---|---:|---:|---:|",
-        ]
-        for name in sorted(variants, key=lambda n: (list(DEEP).index(n) if n in DEEP else len(DEEP), n)):
-            runs = variants[name]
-            pairs = [value - base[seed] for seed, value in runs.items() if seed in base]
-            gap = f"{sum(pairs) / len(pairs):+.2f}" if pairs and name != "sequential" else "–"
-            mean = sum(runs.values()) / len(runs)
-            lines.append(f"| {DEEP.get(name, name)} | {len(runs)} | {mean:.2f} % | {gap} |")
-        lines.append("")
+    for study, (title, base_of) in STUDIES.items():
+        lengths = {
+            int(path.stem.rsplit("-", 2)[1][1:]) for path in (HERE / "accuracy" / "results").glob(f"{study}-*-s*")
+        }
+        for epochs in sorted(lengths - {SCREENED}, reverse=True):
+            variants = runs_of(study, epochs)
+            base = runs_of(base_of, epochs).get("sequential", {})
+            if not variants:
+                continue
+            lines += [
+                f"{title}, CIFAR-10, {epochs} epochs, highest rate {RATES.get(study, 0.1)} for all: test accuracy "
+                "after the last epoch, and the difference to sequential training from the same seeds (of three: ± 95 % "
+                "interval).",
+                "",
+                "| | seeds | accuracy | difference |",
+                "|---|---:|---:|---:|",
+            ]
+            if study != base_of and base:
+                variants = {"sequential": base, **variants}
+            for name in ordered(variants):
+                mean = fmean(reached[-1] for reached in variants[name].values())
+                apart = "–" if name == "sequential" else gap(variants[name], base)
+                lines.append(f"| {shown_variant(name)} | {len(variants[name])} | {mean:.2f} % | {apart} |")
+            lines.append("")
+    return lines
+
+
+def screened() -> list[str]:
+    """The runs of four epochs, for the lab: accuracy after every epoch, best last."""
+    found = runs_of("k3", SCREENED)
+    lines = ["| variant | " + " | ".join(str(e + 1) for e in range(SCREENED)) + " |", "|---|" + "---:|" * SCREENED]
+    for name in sorted(found, key=lambda n: found[n][0][-1]):
+        lines.append(f"| {shown_variant(name)} | " + " | ".join(f"{a:.2f}" for a in found[name][0]) + " |")
     return lines
 
 
@@ -143,6 +208,9 @@ def section() -> str:
 
 
 def main() -> None:
+    if "--screened" in sys.argv:
+        print("\n".join(screened()))
+        return
     made = section()
     if "--write" not in sys.argv and "--check" not in sys.argv:
         print(made)
