@@ -19,8 +19,9 @@ from convoy.planning.shared_step import concurrent, speculative, tasks
 from convoy.strategies.base import Loss, Strategy
 from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
-from convoy.strategies.pipelined.auto import workers_at_hand
+from convoy.strategies.pipelined.auto import suits_momentum, workers_at_hand
 from convoy.strategies.pipelined.balance_bench import Bench
+from convoy.strategies.pipelined.corrections import RECOMMENDED
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planner import available_threads, plan_on
 from convoy.strategies.sequential import Sequential
@@ -53,11 +54,14 @@ def pipelined(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterat
 def pipelines(bench: Bench, loss: Loss) -> Iterator[tuple[PipelinePlan, str]]:
     """The plans of a pipeline with as many stages as should be fastest, and how to ask for them."""
     stages, threads = stages_and_threads(bench)
+    correction = RECOMMENDED if suits_momentum(bench) else None
     for clock, accumulate in (("registers", 1), ("1f1b", 1), ("1f1b", 4)):
         if accumulate > bench.samples:
             continue
         cuts = bench.balanced(stages, threads).cuts  # the same for all variants, looked for once
-        asked = Pipelined(stages=stages, clock=clock, accumulate=accumulate)
+        asked = Pipelined(
+            stages=stages, clock=clock, accumulate=accumulate, correction=correction if accumulate > 1 else None
+        )
         yield plan_on(bench, asked, loss, cuts).plan, options_of(asked)
 
 

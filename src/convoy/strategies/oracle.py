@@ -226,7 +226,9 @@ def _repeating(strategy: Strategy, record: Record, *, recorded: bool) -> Strateg
 def _recut(strategy: Strategy, plans: Sequence[Mapping[str, Any]]) -> Strategy:
     """Cut where the run was cut, should that have been measured: it might come out otherwise."""
     if plans and isinstance(strategy, Pipelined) and strategy.cuts is None and strategy.ppv is None:
-        chosen = {"accumulate": plans[0]["accumulate"]} if strategy.stages == "auto" else {}
+        chosen: dict[str, Any] = (
+            {n: plans[0].get(n) for n in ("accumulate", "correction")} if strategy.stages == "auto" else {}
+        )
         if strategy.stages == "auto" and strategy.clock != plans[0]["clock"].split()[0]:
             chosen["clock"] = plans[0]["clock"]
         return replace(strategy, stages=None, cuts=tuple(plans[0]["cuts"]), **chosen)

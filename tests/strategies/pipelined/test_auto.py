@@ -37,6 +37,7 @@ class Measured:
     all_threads: float
     overhead: float = 0.0
     samples: int = 32
+    optimizer: torch.optim.Optimizer | None = None
 
     @property
     def _alone(self) -> float:
@@ -65,6 +66,22 @@ def test_the_fastest_with_the_least_staleness() -> None:
     chosen, reason = choose(Pipelined(stages="auto"), bench(), 2)
     assert (chosen.stages, chosen.clock, chosen.accumulate) == (2, "1f1b", 8)
     assert "2 stages, clock 1f1b, 8 micro-batches" in reason
+
+
+def test_the_recommended_correction_comes_with_stale_weights() -> None:
+    chosen, reason = choose(Pipelined(stages="auto"), bench(), 2)
+    assert chosen.correction == "predict:linear+spike" and "correction predict:linear+spike" in reason
+    named, reason = choose(Pipelined(stages="auto", correction="none"), bench(), 2)
+    assert named.correction == "none" and "correction" not in reason
+    alone, _ = choose(Pipelined(stages="auto"), bench(all_threads=1e-6), 2)
+    assert alone.stages == 1 and alone.correction is None
+
+
+def test_no_correction_of_momentum_for_an_optimizer_without() -> None:
+    made = bench()
+    made.optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))])
+    chosen, _ = choose(Pipelined(stages="auto"), made, 2)
+    assert chosen.stages == 2 and chosen.correction is None
 
 
 def test_micro_batches_that_cost_too_much_are_not_taken() -> None:
@@ -129,7 +146,8 @@ def chosen_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The forecast is not what is tested here."""
 
     def choice(strategy: Pipelined, made: Any, threads: int) -> tuple[Pipelined, str]:
-        return replace(strategy, stages=3, clock="1f1b", accumulate=2), "chosen by the test"
+        chosen = replace(strategy, stages=3, clock="1f1b", accumulate=2, correction="predict+spike")
+        return chosen, "chosen by the test"
 
     monkeypatch.setattr("convoy.strategies.pipelined.planner.choose", choice)
     monkeypatch.setattr("convoy.strategies.pipelined.balance_bench.TRIAL_SECONDS", 0.1)
@@ -142,6 +160,7 @@ def test_a_choice_is_a_decision_and_the_oracle_repeats_it() -> None:
     asked = Pipelined(stages="auto", engine="threads")
     (plan, weights), _ = run(asked, 6, events)
     assert plan.clock == "1f1b" and plan.accumulate == 2 and len(plan.stages) == 3
+    assert plan.correction == "predict:linear+spike" and "correction predict:linear+spike" in plan.table()
     assert "chosen by the test" in plan.notes
     (decision,) = [e for e in events if e.kind == "decision"]
     assert decision.name == "auto" and decision.data["cause"] == "timing"
@@ -162,7 +181,8 @@ def test_a_resumed_run_keeps_the_choice(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("convoy.strategies.pipelined.planner.choose", never)
     (again, _), _ = run(Pipelined(stages="auto", engine="inline"), 2, [], state)
-    assert (again.cuts, again.clock, again.accumulate) == (plan.cuts, plan.clock, plan.accumulate)
+    kept = (again.cuts, again.clock, again.accumulate, again.correction)
+    assert kept == (plan.cuts, plan.clock, plan.accumulate, "predict:linear+spike")
 
 
 @pytest.mark.parametrize(

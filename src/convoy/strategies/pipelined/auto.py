@@ -3,7 +3,8 @@
 What decides is the time of a step; among possibilities within 3 % of the fastest, the one with the least stale weights.
 A possibility's time follows from the profile's costs by an optimal partition, from how micro-batches run on this
 machine, and from walking its schedule; only the winner's stages are then run side by side. No pipeline at all (one
-stage on all threads) is one of the possibilities.
+stage on all threads) is one of the possibilities. Where weights are stale and the optimizer is SGD with momentum, the
+recommended correction comes with it, unless the user named one, or "none".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from convoy.errors import OptionError
 from convoy.strategies.pipelined.balance import Places
 from convoy.strategies.pipelined.clock import delays, staleness_in_updates
+from convoy.strategies.pipelined.corrections import RECOMMENDED, Corrections, without_plain_momentum
 from convoy.strategies.pipelined.plan import steady_step
 
 if TYPE_CHECKING:
@@ -57,13 +59,14 @@ class Possibility:
 def choose(strategy: Pipelined, bench: Bench, threads: int) -> tuple[Pipelined, str]:
     """``strategy`` with what was open filled in, and a sentence that says why.
 
-    What the user gave (a clock other than the default, ``accumulate`` above 1) stays. Raises OptionError when nothing
-    keeps ``max_staleness`` and ``max_memory``; one stage always keeps the former.
+    What the user gave (a clock other than the default, ``accumulate`` above 1, a correction) stays. Raises OptionError
+    when nothing keeps ``max_staleness`` and ``max_memory``; one stage always keeps the former.
     """
     made = list(possibilities(strategy, bench, threads))
-    allowed = [p for p in made if _fits(p, strategy, bench)]
+    correction = strategy.correction or (RECOMMENDED if suits_momentum(bench) else None)
+    allowed = [p for p in made if _fits(p, strategy, bench, correction)]
     if not allowed:
-        least = min(p.activation_bytes for p in made) + 3 * _weight_bytes(bench)
+        least = min(p.activation_bytes + _weights_held(p, bench, correction) for p in made)
         raise OptionError(
             f"max_memory is {bench.settings.max_memory:,} bytes, and the least that any possibility holds is {least:,}",
             hint="raise it, or use a smaller batch",
@@ -72,10 +75,12 @@ def choose(strategy: Pipelined, bench: Bench, threads: int) -> tuple[Pipelined, 
     close = [p for p in allowed if p.seconds <= fastest * (1.0 + CLOSE)]
     best = min(close, key=lambda p: (p.staleness, p.seconds))
     left_out = len(made) - len(allowed)
-    reason = f"chosen from {len(made)} possibilities: {best}, forecast {best.seconds * 1e3:.1f} ms a step"
+    taken = correction if best.staleness else strategy.correction
+    how = f"{best}, correction {taken}" if taken and taken != strategy.correction else str(best)
+    reason = f"chosen from {len(made)} possibilities: {how}, forecast {best.seconds * 1e3:.1f} ms a step"
     if left_out:
         reason += f" ({left_out} too stale or too large)"
-    chosen = replace(strategy, stages=best.stages, clock=best.clock, accumulate=best.accumulate)
+    chosen = replace(strategy, stages=best.stages, clock=best.clock, accumulate=best.accumulate, correction=taken)
     return chosen, reason
 
 
@@ -131,12 +136,19 @@ def _parts(strategy: Pipelined, samples: int) -> tuple[int, ...]:
     return tuple(m for m in ACCUMULATE if m == 1 or samples >= 4 * m)
 
 
-def _weight_bytes(bench: Bench) -> int:
-    return sum(bench.graph.parameter_bytes.values())
+def suits_momentum(bench: Bench) -> bool:
+    """Whether corrections made of SGD's momentum apply to the optimizer; where none is given, that is what is meant."""
+    return bench.optimizer is None or not without_plain_momentum(bench.optimizer)
 
 
-def _fits(p: Possibility, strategy: Pipelined, bench: Bench) -> bool:
+def _weights_held(p: Possibility, bench: Bench, correction: str | None) -> int:
+    """Bytes of weights, gradients and momentum, and at most of what the correction holds besides."""
+    copies = Corrections.parse(correction).copies(p.staleness)
+    return round((3 + copies) * sum(bench.graph.parameter_bytes.values()))
+
+
+def _fits(p: Possibility, strategy: Pipelined, bench: Bench, correction: str | None) -> bool:
     limit = bench.settings.max_memory
-    if limit is not None and p.activation_bytes + 3 * _weight_bytes(bench) > limit:
+    if limit is not None and p.activation_bytes + _weights_held(p, bench, correction) > limit:
         return False
     return strategy.max_staleness is None or p.staleness <= strategy.max_staleness

@@ -58,7 +58,8 @@ class Bench:
         self.inputs = tuple(n.name for n in self.graph.nodes if n.kind == "input")
         self.samples = batch_size(x)
         self.settings = settings
-        self._loss, self._x, self._y, self._optimizer, self._hurry = loss, x, y, optimizer, hurry
+        self.optimizer = optimizer
+        self._loss, self._x, self._y, self._hurry = loss, x, y, hurry
         self._profiles: dict[tuple[int, int], Profile] = {}
         self._updates: dict[int, float] = {}
         self._adding: dict[int, float] = {}
@@ -94,7 +95,7 @@ class Bench:
         if threads not in self._updates:
             with interruptible():
                 weights = list(self.graph.parameters.values())
-                self._updates[threads] = update_seconds(weights, self._optimizer, threads=threads)
+                self._updates[threads] = update_seconds(weights, self.optimizer, threads=threads)
         return self._updates[threads]
 
     def adding(self, threads: int) -> float:
@@ -107,7 +108,7 @@ class Bench:
 
     def idle_optimizer(self) -> Optimizer:
         """One like the user's for the weights of ``scratch``, at a learning rate of 0."""
-        made = like(self._optimizer, [p for p in self.scratch.program.parameters() if p.requires_grad])
+        made = like(self.optimizer, [p for p in self.scratch.program.parameters() if p.requires_grad])
         for group in made.param_groups:
             group["lr"] = 0.0
         return made

@@ -94,6 +94,7 @@ def describe(
         stages=tuple(stages),
         stale_share=sum(s.weight_bytes for s in stages[:-1]) / weights if weights else 0.0,
         notes=tuple(graph.notes) + _stash_note(graph, stage_delays),
+        correction=str(corrections) if corrections else None,
     )
     if forecast is None or forecast.times is None:
         return plan

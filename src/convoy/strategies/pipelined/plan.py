@@ -68,6 +68,7 @@ class PipelinePlan(Plan):
     everyone_seconds: float | None = None
     threads: int = 1
     advice: str | None = None
+    correction: str | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -204,6 +205,7 @@ def plan_table(plan: PipelinePlan, measured: PipelinePlan | None = None) -> str:
     """The plan for a person; with ``measured``, what was predicted and what came, side by side."""
     title = f"{plan.model}, batch {plan.batch_size}: {_count(len(plan.stages), 'stage')}, clock {plan.clock}, "
     title += plan.placement + (f", {plan.accumulate} micro-batches a mini-batch" if plan.accumulate > 1 else "")
+    title += f", correction {plan.correction}" if plan.correction else ""
     lines = [f"{title}, {_count(plan.threads_per_worker, 'thread')} a worker", _stages(plan, measured)]
     lines.append(f"stale weights: {plan.stale_share:.1%} of all; staleness is counted in weight updates")
     if plan.activation_bytes is not None and plan.sequential_activation_bytes:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from convoy.strategies.pipelined.strategy import Pipelined
 
 PRECISIONS = ("float32", "bfloat16")
-CHOSEN = ("clock", "accumulate")
+CHOSEN = ("clock", "accumulate", "correction")
 """What stages="auto" chooses besides the cuts, as a checkpoint and the decision hold it."""
 
 

@@ -31,11 +31,11 @@ class Pipelined(Strategy):
     enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
     "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict+spike" ("predict" is linear). ``recut``: "auto"
     cuts anew at a drain when the running workers' loads differ by more than 5 %. ``stages="auto"`` chooses stages,
-    cut, clock and micro-batches from a forecast (a clock or ``accumulate`` that is given stays). ``max_staleness``: a
-    pipeline whose weights would be older, in updates, is refused, or not chosen. ``engine``: "threads",
-    "streams" (CUDA), "inline" (one thread: the oracle), "ray" (an actor a stage) or "auto". ``address``: of the Ray
-    cluster whose machines the actors may use, "HOST:PORT" or "auto"; None is this machine. ``insecure``: take a
-    cluster without a token too.
+    cut, clock, micro-batches and correction from a forecast (what is given stays; correction="none" is none).
+    ``max_staleness``: a pipeline whose weights would be older, in updates, is refused, or not chosen. ``engine``:
+    "threads", "streams" (CUDA), "inline" (one thread: the oracle), "ray" (an actor a stage) or "auto".
+    ``address``: of the Ray cluster whose machines the actors may use, "HOST:PORT" or "auto"; None is this machine.
+    ``insecure``: take a cluster without a token too.
 
     Raises OptionError for values that make no sense alone or together.
     """
