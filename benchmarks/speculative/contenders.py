@@ -11,6 +11,7 @@ from contenders_of_speed import BATCHES, batches_of, model_of, optimizer_of
 from torch import Tensor, nn
 
 from convoy.strategies.base import Settings, Strategy
+from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.sequential import Sequential
 from convoy.strategies.speculative import Speculative, cut, faithful
 from convoy.strategies.speculative.acceptance import Selection
@@ -27,9 +28,13 @@ def strategy_of(options: Mapping[str, Any]) -> tuple[Strategy, int]:
         return Sequential(inner="tasks"), 2
     if mode == "exact":
         return Speculative(form="faithful", warmup=NEVER), 2
+    if mode == "late":
+        return Pipelined(stages=2, clock="1f1b", correction="predict+spike"), 2
     _accept(accepted)
     fields = {key: options[key] for key in ("cut", "predictor") if options.get(key) is not None}
-    return Speculative(form=mode, threshold=1.0, warmup=4, controller="always", **fields), 2
+    form, _, predictor = mode.partition(":")
+    fields |= {"predictor": predictor} if predictor else {}
+    return Speculative(form=form, threshold=1.0, warmup=4, controller="always", **fields), 2
 
 
 def _accept(share: float) -> None:
@@ -65,7 +70,9 @@ class Engines:
 
     def _steps(self, count: int) -> None:
         for number in range(count):
-            float(self._step(*self._data[number % BATCHES]).loss)
+            result = self._step(*self._data[number % BATCHES])
+            if result is not None:  # a pipeline that fills has none
+                float(result.loss)
 
     def info(self) -> Mapping[str, Any]:
         plan = self._step.plan()

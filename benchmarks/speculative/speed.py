@@ -4,8 +4,9 @@
     python benchmarks/speculative/speed.py --model resnet20 --batch 128 --accepted 0,0.9,1 --forms faithful
 
 Modes: one (convoy's Sequential, one core), tasks (exact, tiles of a step shared by two cores), exact (exact, two
-one-core engines, weight gradients as tasks of their own), and each form at each --accepted share, which is forced: the
-test is carried out and its answer replaced. Synthetic images, so that nothing but time is compared.
+one-core engines, weight gradients as tasks of their own), late (exact but one step late: a pipeline of two stages), and
+each form (with ``:PREDICTOR`` another than its own) at each --accepted share, which is forced: the test is carried out
+and its answer replaced. Synthetic images, so that nothing but time is compared.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shape", default="3,32,32", help="channels, height, width of an image")
     parser.add_argument("--accepted", default="0,0.5,0.9,1", help="shares of the samples")
-    parser.add_argument("--forms", default="faithful,cut")
-    parser.add_argument("--predictor", help="of the cut form")
+    parser.add_argument("--forms", default="faithful,faithful:zero,cut")
     parser.add_argument("--cut", help="of the cut form")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=8, help="measured steps of every contender in a round")
@@ -46,9 +46,9 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
         "shape": [int(n) for n in options.shape.split(",")],
         "warm_up": options.warm_up,
     }
-    found = [Contender(mode, Engines, {**shared, "mode": mode}) for mode in ("one", "tasks", "exact")]
+    found = [Contender(mode, Engines, {**shared, "mode": mode}) for mode in ("one", "tasks", "exact", "late")]
     for form in options.forms.split(","):
-        own = {"cut": options.cut, "predictor": options.predictor} if form == "cut" else {}
+        own = {"cut": options.cut} if form.startswith("cut") else {}
         for accepted in map(float, options.accepted.split(",")):
             name = f"{form} {accepted:.0%}"
             found.append(Contender(name, Engines, {**shared, **own, "mode": form, "accepted": accepted}))
