@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,17 @@ def test_stages_are_named_by_modules_wherever_they_begin() -> None:
             for name in (stage.first, stage.last):
                 assert name.startswith("blocks"), (cut, name)
                 assert "getitem" not in name and "chunk" not in name
+
+
+@pytest.mark.parametrize(
+    ("fields", "old"), [({}, "6"), ({"clock": "1f1b"}, "3"), ({"clock": "1f1b", "accumulate": 4}, None)]
+)
+def test_advice_where_weights_are_old(fields: dict[str, Any], old: str | None) -> None:
+    graph = capture(Net(), (torch.randn(4, 8),))
+    cuts = allowed_cuts(graph)[1:4]
+    said = describe(Pipelined(**fields), graph, cuts, split(graph, cuts), 1, 4).advice
+    assert (said is None) == (old is None)
+    assert said is None or f"up to {old} updates old" in said
 
 
 def plan(step: float, everyone: float, alone: float, threads: int = 2) -> PipelinePlan:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from convoy.graph.stage_times import StageTime
     from convoy.strategies.pipelined.strategy import Pipelined
 
+FRESH = 2.0
+"""Updates by which weights may be old before another clock is advised: those of the published clock at K = 1."""
 LITTLE = 1.1
 """A gain below this over sequential training on the same threads is not worth stale weights."""
 MOST_JITTER = 0.1
@@ -97,7 +99,7 @@ def describe(
         correction=str(corrections) if corrections else None,
     )
     if forecast is None or forecast.times is None:
-        return plan
+        return replace(plan, advice=advice(plan))
     jitter = min(max((time.spread for time in forecast.times), default=0.0) / 1.35, MOST_JITTER)
     step, bottleneck = predict(plan, jitter)
     plan = replace(
@@ -108,8 +110,25 @@ def describe(
 
 
 def advice(plan: PipelinePlan) -> str | None:
-    """One sentence where training without a pipeline would do as well, or nearly."""
-    if plan.everyone_seconds is None or plan.step_seconds is None or len(plan.stages) < 2:
+    """One sentence where training without a pipeline would do as well, or nearly, else where weights are so old that
+    another clock is worth it."""
+    if len(plan.stages) < 2:
+        return None
+    return _little_gain(plan) or _too_stale(plan)
+
+
+def _too_stale(plan: PipelinePlan) -> str | None:
+    stalest = max(stage.staleness for stage in plan.stages)
+    if stalest <= FRESH:
+        return None
+    return (
+        f"weights are up to {stalest:g} updates old, which costs deep pipelines accuracy; clock='1f1b', accumulate=4, "
+        f"correction='predict+spike' (for SGD with momentum) trained as well as plain training"
+    )
+
+
+def _little_gain(plan: PipelinePlan) -> str | None:
+    if plan.everyone_seconds is None or plan.step_seconds is None:
         return None
     alone = plan.sequential_seconds or plan.everyone_seconds
     threads = plan.threads if plan.everyone_seconds <= alone else plan.threads_per_worker
