@@ -33,6 +33,13 @@ def test_without_a_strategy_a_ranked_table(convoy: Any) -> None:
     assert not list(Path().iterdir())  # nothing is written
 
 
+@pytest.mark.parametrize(("others", "told"), [(0.1, False), (1.5, True), (None, False)])
+def test_a_busy_machine_is_told(convoy: Any, monkeypatch: pytest.MonkeyPatch, others: float | None, told: bool) -> None:
+    monkeypatch.setattr("convoy.training.load.OtherLoad.cores", lambda _: others)
+    done = convoy("plan", *SMALL, "--strategy", "pipelined", "--ppv", "1")
+    assert done.code == 0 and ("other programs kept 1.5 cores busy" in done.err) == told
+
+
 def test_one_pipeline_with_its_grid(convoy: Any) -> None:
     done = convoy("plan", *SMALL, "--strategy", "pipelined", "--ppv", "1", "--grid", "--quiet")
     assert done.code == 0 and done.err == ""

@@ -89,11 +89,13 @@ def _cores() -> Finding:
 
 def _busy() -> Finding:
     """Whether other programs keep cores busy; half of one is enough to spoil a comparison."""
+    from convoy.training.load import BUSY_CORES
+
     others = busy_cores(0.5)
     if others is None:
         return Finding("other load", "note", "not known on this system")
     text = f"other programs keep {others:.1f} cores busy"
-    return Finding("other load", "note" if others > 0.5 else "ok", text)
+    return Finding("other load", "note" if others > BUSY_CORES else "ok", text)
 
 
 def busy_cores(seconds: float) -> float | None:

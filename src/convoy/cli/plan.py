@@ -43,6 +43,7 @@ def plan(
     from convoy.planning.comparison import to_csv
     from convoy.planning.plans import plan as make_plan
     from convoy.strategies.base import Settings
+    from convoy.training.load import BUSY_CORES, OtherLoad
 
     # Of the options of single strategies only the bound on memory makes sense for all.
     strategy = make(asked if named else asked.model_copy(update={"max_memory": None}))
@@ -54,14 +55,22 @@ def plan(
         max_memory=asked.max_memory,
     )  # fmt: skip
     note(f"measuring {asked.model} on {asked.batch_size} images of {size} pixels, 10 to 30 seconds", quiet=quiet)
+    meter = OtherLoad()
     made: Any = make_plan(
         model, _images(asked, channels, size, classes), strategy if named else None, workers,
         loss=nn.CrossEntropyLoss(), optimizer=make_optimizer(asked, model), settings=settings,
     )  # fmt: skip
+    others = meter.cores()
+    if others is not None and others > BUSY_CORES:
+        note(
+            f"other programs kept {others:.1f} cores busy meanwhile: the times are those of a busy machine, and with "
+            "them the advice; repeat it on a quiet one",
+            quiet=quiet,
+        )
     text = to_csv(made.csv_rows()) if csv else made.table()
     if grid:
         text += f"\n\n{made.grid()}"
-    values = made.to_dict() | ({"grid": made.grid()} if grid else {})
+    values = made.to_dict() | ({"grid": made.grid()} if grid else {}) | {"other_cores": others}
     result(values, text, as_json=json)
     return 0
 

@@ -11,8 +11,7 @@ from typing import Any
 from convoy.comparison.comparison import Comparison, Outcome
 from convoy.comparison.statistics import FEWEST, interval, outliers, ratio
 from convoy.training.history import EpochRecord
-
-_BUSY_CORES = 0.5  # that others use and a comparison is spoilt by
+from convoy.training.load import BUSY_CORES
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +88,10 @@ def warnings(comparison: Comparison) -> list[str]:
                 "the median: something else may have run"
             )
     loads = [turn.other_cores for turn in comparison.turns if turn.other_cores is not None]
-    busy = [load for load in loads if load > _BUSY_CORES]
+    busy = [load for load in loads if load > BUSY_CORES]
     if busy:
         found.append(
-            f"other programs kept more than {_BUSY_CORES:g} cores busy in {len(busy)} of {len(loads)} turns "
+            f"other programs kept more than {BUSY_CORES:g} cores busy in {len(busy)} of {len(loads)} turns "
             f"({max(busy):.1f} at most): repeat it on a quiet machine"
         )
     target = comparison.target if comparison.target is not None else common_target(comparison)

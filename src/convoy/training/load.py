@@ -6,6 +6,9 @@ import os
 import time
 from pathlib import Path
 
+BUSY_CORES = 0.5
+"""More than this that others use spoils what is measured."""
+
 
 class OtherLoad:
     """From when it is made: what others used."""
