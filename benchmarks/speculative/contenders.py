@@ -38,14 +38,14 @@ def strategy_of(options: Mapping[str, Any]) -> tuple[Strategy, int]:
 
 
 def _accept(share: float) -> None:
-    """Let both tests accept this share of every mini-batch, after doing their work."""
+    """Let all tests accept this share of every mini-batch, after doing their work."""
 
     def chosen(samples: int, measured: Selection) -> Selection:
         rejected = torch.zeros(samples, dtype=torch.bool)
         rejected[: round((1.0 - share) * samples)] = True
         return Selection.of(rejected, measured.distance)
 
-    by_signal, by_softmax = cut.by_signal, faithful.by_softmax
+    by_signal, by_softmax, by_distance = cut.by_signal, faithful.by_softmax, faithful.by_distance
 
     def signal(speculated: Tensor | None, exact: Tensor, threshold: float) -> Selection:
         return chosen(exact.shape[0], by_signal(speculated, exact, threshold))
@@ -53,7 +53,10 @@ def _accept(share: float) -> None:
     def softmax(remembered: Tensor, real: Tensor, seen: Tensor, threshold: float) -> Selection:
         return chosen(real.shape[0], by_softmax(remembered, real, seen, threshold))
 
-    cut.by_signal, faithful.by_softmax = signal, softmax  # type: ignore[attr-defined]
+    def confident(distance: Tensor, threshold: float) -> Selection:
+        return chosen(distance.shape[0], by_distance(distance, threshold))
+
+    cut.by_signal, faithful.by_softmax, faithful.by_distance = signal, softmax, confident  # type: ignore[attr-defined]
 
 
 class Engines:

@@ -59,6 +59,35 @@ def test_against_autograd(train: Any, images: Any, net: Any, predictor: str, thr
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [1.55, 1.65])
+def test_batch_norm_of_the_rejected_samples_alone(train: Any, images: Any, net: Any, threshold: float) -> None:
+    """Confident samples are left out: of what BatchNorm would send to them, nothing goes on, and the others get what
+    autograd gives where those have no signal."""
+    data = images((16, 16))
+    reference = net("norm")
+    x, y = data[1]
+    logits: list[torch.Tensor] = []
+    rejected: list[torch.Tensor] = []
+
+    def masked(grad: torch.Tensor) -> torch.Tensor:
+        return grad * rejected[0].view(-1, 1, 1, 1)
+
+    for norm in (reference.norm, reference.inner_norm):
+        norm.register_forward_pre_hook(lambda module, inputs: inputs[0].register_hook(masked) and None)
+    reference(data[0][0])
+    logits.append(reference(x))
+    signal = (logits[0].softmax(1) - nn.functional.one_hot(y, logits[0].shape[1])).detach()
+    rejected.append(signal.abs().sum(1) >= threshold)
+    logits[0].backward(signal * rejected[0].view(-1, 1) / 16)
+
+    strategy = Speculative(form="faithful", predictor="zero", threshold=threshold, warmup=1, controller="always")
+    got = train(strategy, "norm", data, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
+    assert 0.0 < got.events[-1].data["accepted"] < 1.0
+    assert got.events[-1].data["accepted"] == 1.0 - float(rejected[0].float().mean())
+    for (name, expected), parameter in zip(reference.named_parameters(), got.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_what_is_unbiased_makes_up_for_the_samples_that_are_left_out(train: Any, images: Any) -> None:
     """ĝ = h + b/(1 − ρ)(g − h), averaged over the draws, is g."""
     data = images((8, 8))

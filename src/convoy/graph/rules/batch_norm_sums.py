@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convoy.errors import InternalError
 from convoy.graph.rules.batch_norm import BatchNormOptions, count_batch
-from convoy.graph.rules.rule import Parameters
+from convoy.graph.rules.rule import Parameters, Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,13 @@ def affine(options: BatchNormOptions, parameters: Parameters, total: Moments) ->
     scale = invstd if weight is None else invstd * weight
     shift = -total.mean * scale if bias is None else torch.addcmul(bias, total.mean, scale, value=-1.0)
     return Affine(total, invstd, scale, shift)
+
+
+def affine_of(options: BatchNormOptions, parameters: Parameters, saved: Saved) -> Affine:
+    """The same from what ``BatchNorm.forward`` saved of a whole batch."""
+    x, mean, invstd, _ = saved.tensors
+    count = x.numel() // x.shape[1]
+    return affine(options, parameters, Moments(count, mean, (invstd.pow(-2) - options.eps) * count))
 
 
 def update_running(options: BatchNormOptions, parameters: Parameters, total: Moments) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convoy.graph.rules import Parameters, Saved
+from convoy.graph.rules import batch_norm_sums as sums
 from convoy.strategies.speculative.acceptance import Selection, products
 from convoy.strategies.speculative.frame import notes
 from convoy.strategies.speculative.predictors import Predictor
@@ -93,8 +95,11 @@ def rows_input_grad(unit: Unit, wanted: Sequence[int]) -> Run:
             return (None,) * len(wanted)
         if selection.all:
             gradients = rule.input_grad(options, parameters, saved, rows)
+        elif mixes and not speculated:
+            of, x = _normalised(unit, saved, parameters, selection)
+            gradients = (sums.input_grad(x, sums.grad_affine(of, sums.grad_sums(options, x, of, rows)), rows),)
         elif mixes:
-            whole = selection.mixed(speculated[0] if speculated else None, rows)
+            whole = selection.mixed(speculated[0], rows)
             gradients = tuple(
                 None if g is None else selection.rows(g) for g in rule.input_grad(options, parameters, saved, whole)
             )
@@ -165,10 +170,20 @@ def _of_mixed(
         grad = speculated
     elif selection.all:
         grad = rows
-    elif speculated is None and not coupled(unit):
+    elif speculated is None and coupled(unit):
+        of, x = _normalised(unit, kept, parameters, selection)
+        gradients = sums.weight_grad(parameters, sums.grad_sums(options, x, of, rows))
+        return [gradients[name] for name in unit.local]
+    elif speculated is None:
         kept, grad = rule.select_samples(options, kept, selection.index), rows
     else:
         grad = selection.mixed(speculated, rows)
     assert grad is not None
     gradients = rule.weight_grad(options, parameters, kept, grad)
     return [gradients[name] for name in unit.local]
+
+
+def _normalised(unit: Unit, saved: Saved, parameters: Parameters, selection: Selection) -> tuple[sums.Affine, Tensor]:
+    """How BatchNorm normalised the whole mini-batch, and the rejected samples' rows of its input. Where the others'
+    signals are zero, their rows add nothing to its sums, and their own gradients are not asked for."""
+    return sums.affine_of(unit.rule.options, parameters, saved), selection.rows(saved.tensors[0])
