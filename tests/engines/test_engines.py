@@ -190,8 +190,8 @@ def test_waiting_for_what_will_never_be_done_raises_at_once() -> None:
     release = threading.Event()
     engine = start(ThreadsEngine, Toy(), Store(), disturb=lambda lane, action: release.wait(5) and None)
     engine.submit(WORK)
+    threading.Timer(0.1, release.set).start()
     engine.abandon()
-    release.set()
     began = time.perf_counter()
     with pytest.raises(RunError, match="stopped before"):
         engine.settle()

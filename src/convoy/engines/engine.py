@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Tell the workers to stop without waiting for them: nobody will use the engine any more."""
+        """Let the workers stop, after the actions under way: nobody will use the engine any more."""
         ...
 
 

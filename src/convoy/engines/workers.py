@@ -21,6 +21,7 @@ from convoy.schedule.action import Action
 from convoy.schedule.schedule import DRIVER, Entry
 from convoy.schedule.scoreboard import Scoreboard
 
+_LEAVE_SECONDS = 10.0
 _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 
 
@@ -118,15 +119,21 @@ class Workers(ABC):
             self._check()
 
     def abandon(self) -> None:
+        self._end(_LEAVE_SECONDS)
+
+    def close(self) -> None:
+        self._end(self._options.watchdog_seconds)
+        torch.set_num_threads(self._threads_before)
+
+    def _end(self, seconds: float) -> None:
+        """Stop the workers, and wait so long for the actions that are under way: the interpreter would end in the
+        middle of them, and take the process down."""
         with self._lock:
             self._stop = True
             self._wake()
-
-    def close(self) -> None:
-        self.abandon()
         for worker in self._workers:
-            worker.join(timeout=self._options.watchdog_seconds)
-        torch.set_num_threads(self._threads_before)
+            if worker is not threading.current_thread():  # a step may be dropped anywhere
+                worker.join(timeout=seconds)
 
     def _wait_a_little(self) -> None:
         self._check()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import ModuleType
@@ -102,6 +104,23 @@ def test_a_result_that_will_never_come_says_so(runs: ModuleType) -> None:
             _ = pending.loss
     with pytest.raises(RunError, match="stopped before"):
         step.drain()
+
+
+def test_a_script_that_ends_with_work_in_flight_ends_well() -> None:
+    """Without close, drain or ``with``: the interpreter does not end in the middle of an action."""
+    script = """
+import torch
+from torch import nn
+from convoy import Pipelined, Settings
+model = nn.Sequential(*(nn.Sequential(nn.Linear(1500, 1500), nn.ReLU()) for _ in range(4)))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+step = Pipelined(cuts=["2"]).bind(model, nn.functional.mse_loss, optimizer, settings=Settings(threads=2))
+x = torch.randn(3000, 1500)
+for _ in range(3):
+    step(x, x)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_exception_in_the_callers_loop_leaves_no_threads(runs: ModuleType) -> None:
