@@ -63,7 +63,9 @@ def _controls() -> Iterator[tuple[str, Variant]]:
     yield "a: lower part untrained", {"kind": "skip", "rate": 1.0}
     yield "b: lower part every second", {"kind": "skip", "rate": 0.5, "alternate": True}
     yield "d: one step late", {"kind": "delayed"}
-    yield "d: one step late, 1f1b, predict+spike", {"kind": "delayed", "clock": "1f1b", "correction": "predict+spike"}
+    better = {"kind": "delayed", "clock": "1f1b", "correction": "predict+spike"}
+    yield "d: one step late, 1f1b, predict+spike", better
+    yield "d: a quarter of a step late, 1f1b, predict+spike", {**better, "accumulate": 4}
     yield "e: lower part by chance", {"kind": "skip", "rate": 0.5}
     for fill in ("zero", "last", "ema"):
         yield f"f: {fill} by chance", {"kind": "skip", "rate": 0.5, "fill": fill}

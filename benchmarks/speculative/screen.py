@@ -38,7 +38,7 @@ COLUMNS = ("regime", "variant", "seed", "accuracy", "loss", "time", "accepted", 
 
 def strategy_of(variant: Variant, regime: Regime, cut: str) -> Strategy:
     if variant["kind"] == "delayed":
-        how = {key: variant[key] for key in ("clock", "correction") if key in variant}
+        how = {key: variant[key] for key in ("clock", "accumulate", "correction") if key in variant}
         return Pipelined(cuts=[cut], engine="inline", **how)
     if variant["kind"] != "speculative":
         return Sequential()

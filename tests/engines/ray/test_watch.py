@@ -59,7 +59,7 @@ def listening(fake_ray: Any) -> Any:
         return lambda: actor.report.options(concurrency_group="health").remote(0.1)
 
     heard = Heard()
-    watch = Watch(fake_ray, {name: ask(actor) for name, actor in actors.items()}, heard, lease_seconds=1.0)
+    watch = Watch(fake_ray, {name: ask(actor) for name, actor in actors.items()}, heard, lease_seconds=2.0)
     yield actors, heard, watch
     watch.close()
 
@@ -92,7 +92,7 @@ def test_silence_is_told_once_when_the_lease_is_over(listening: Any) -> None:
     so_far = len(heard.said["a"])
     heard.wait(lambda: len(heard.said["a"]) > so_far + 20)
     ((kind, name, seconds),) = heard.events
-    assert (kind, name) == ("frozen", "b") and 1.0 < seconds < 30
+    assert (kind, name) == ("frozen", "b") and 2.0 < seconds < 30
 
 
 def test_a_watch_that_is_abandoned_says_nothing_more(listening: Any) -> None:
