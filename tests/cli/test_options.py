@@ -55,12 +55,14 @@ def test_help_shows_the_defaults_that_a_strategy_has(name: str) -> None:
     assert set(DEFAULTS[name]) <= {key for key in TrainConfig.model_fields if applies(key, name)}
 
 
-def test_defaults_that_depend_on_the_form() -> None:
-    for form, place in (("cut", 0), ("faithful", 1)):
-        made: Any = strategy_class("speculative")(form=form)
-        for key in ("predictor", "threshold"):
-            said = DEFAULTS["speculative"][key].replace("faithful: ", "").split("; ")
-            assert said[place] == str(getattr(made, key))
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [({}, 0), ({"predictor": "zero"}, 1), ({"form": "cut"}, 1), ({"form": "faithful", "predictor": "label-last"}, 2)],
+)
+def test_thresholds_that_depend_on_form_and_predictor(fields: dict[str, str], place: int) -> None:
+    made: Any = strategy_class("speculative")(**fields)
+    said = DEFAULTS["speculative"]["threshold"].split("; ")[place]
+    assert float(said.rpartition(": ")[2]) == made.threshold
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -73,10 +73,10 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "hybrid": {**_PIPELINE, "first": "pipelined", "then": "sequential", "inner": "whole"},
     "speculative": {
         "engine": "auto",
-        "form": "cut",
+        "form": "faithful",
         "cut": "planned",
-        "predictor": "label-mean; faithful: label-last",
-        "threshold": "0.5; faithful: 0.25",
+        "predictor": "dithered:zero",
+        "threshold": "1; zero and the cut form: 0.5; label memory: 0.25",
         "warmup": "50",
         "controller": "auto",
         "memory": "256MB",

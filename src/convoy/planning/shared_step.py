@@ -96,13 +96,17 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
 
 def speculative(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row | Refused]:
     """Both forms, at an assumed acceptance."""
-    variants = [asked] if isinstance(asked, Speculative) else [Speculative(), Speculative(form="faithful")]
+    variants = [asked] if isinstance(asked, Speculative) else [Speculative(), Speculative(form="cut")]
     threads = threads_for(bench, "speculation")
     actions = Actions(bench, loss)
     each = max(1, threads // ENGINES)
     x, y = bench.part(1)
     for strategy in variants:
-        options = f"--form {strategy.form} {options_of(strategy, Speculative(form=strategy.form))}".rstrip()
+        options = f"--form {strategy.form}"
+        if strategy.predictor != Speculative(form=strategy.form).predictor:
+            options += f" --predictor {strategy.predictor}"
+        usual = Speculative(form=strategy.form, predictor=strategy.predictor)  # whose threshold is that predictor's
+        options = f"{options} {options_of(strategy, usual)}".rstrip()
         try:
             strategy.bind(actions.graph.program, loss, actions.optimizer, settings=bench.settings).close()
             check_labels(y, bench.samples)

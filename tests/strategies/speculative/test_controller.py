@@ -111,3 +111,15 @@ def test_a_run_is_too_short_exactly_where_no_mini_batch_can_speculate(
         if controller.mode(batch) == "probe":
             controller.observe(1.0, 1.0)
     assert ("speculate" in reached) is (found is None)
+
+
+def test_what_is_unbiased_and_only_skips_is_always_worth_it() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,2"), 1, unbiased=True, skips=True)
+    assert controller.observe(0.1, 0.0) and controller.on
+    assert not controller.observe(-0.5, 0.0) and controller.on
+
+
+def test_what_only_skips_still_has_to_agree() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,2"), 1, skips=True)
+    assert not controller.observe(0.4, 0.0) and not controller.on
+    assert controller.observe(1.0, 0.01) and controller.on

@@ -62,8 +62,12 @@ def test_with_another_optimizer(train: Any, images: Any) -> None:
 def test_a_warm_up_is_exact_and_speculation_is_not(train: Any, images: Any) -> None:
     data = images(SIZES)
     plain = train(Sequential(), "plain", data)
-    warm = train(Speculative(threshold=float("inf"), warmup=6, controller="always"), "plain", data)
-    loose = train(Speculative(threshold=float("inf"), warmup=3, controller="always"), "plain", data)
+    warm = train(
+        Speculative(predictor="label-mean", threshold=float("inf"), warmup=6, controller="always"), "plain", data
+    )
+    loose = train(
+        Speculative(predictor="label-mean", threshold=float("inf"), warmup=3, controller="always"), "plain", data
+    )
     assert warm.differs(plain) == []
     assert loose.losses[:4] == plain.losses[:4] and loose.losses[4:] != plain.losses[4:]
     assert [m.get("accepted") for m in loose.measures] == [None, None, None, 1.0, 1.0, 1.0]
@@ -73,10 +77,12 @@ def test_only_the_lower_part_is_speculated(train: Any, images: Any) -> None:
     """After one speculated mini-batch, the weights above the cut are those of exact training."""
     data = images((6, 6))
     exact = train(Sequential(), "plain", data)
-    strategy = Speculative(cut=5, threshold=float("inf"), warmup=1, controller="always")
+    strategy = Speculative(cut=5, predictor="label-mean", threshold=float("inf"), warmup=1, controller="always")
     with pytest.raises(Exception, match="no cut after layer 5"):
         train(strategy, "plain", data)
-    got = train(Speculative(cut=2, threshold=float("inf"), warmup=1, controller="always"), "plain", data)
+    got = train(
+        Speculative(cut=2, predictor="label-mean", threshold=float("inf"), warmup=1, controller="always"), "plain", data
+    )
     assert got.plan.cut == "5"
     different = {name.split(".")[0] for name in got.model.state_dict() if name in got.differs(exact)}
     assert different == {"0", "2"}

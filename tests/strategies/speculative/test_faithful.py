@@ -75,7 +75,9 @@ def test_against_the_same_by_hand(train: Any, images: Any, net: Any, threshold: 
     mixed = {n: torch.where(accepted.view(-1, *[1] * (g.dim() - 1)), g, exact[n]) for n, g in guess.items()}
     expected = second.gradients(mixed)
 
-    strategy = Speculative(form="faithful", cut="1", threshold=threshold, warmup=1, controller="always")
+    strategy = Speculative(
+        form="faithful", predictor="label-last", cut="1", threshold=threshold, warmup=1, controller="always"
+    )
     got = train(strategy, "plain", data, optimizer=still)
     assert int(got.events[-1].data["set"], 16) == sum(1 << i for i in range(8) if accepted[i])
     assert got.plan.remembered == ("_1", "_2", "_3", "_4", "_5", "_6", "_7", "_8", "_9")
@@ -141,7 +143,9 @@ def test_from_the_planned_layer_down_true_outcomes_are_used(train: Any, images: 
     decided = [*second.decided()[:3], first.decided()[3][last]]  # true below the third convolution
     guess, exact = second.signals(first.error[last], decided), second.signals(second.error, second.decided())
     mixed = {n: torch.where(seen.view(-1, *[1] * (g.dim() - 1)), g, exact[n]) for n, g in guess.items()}
-    strategy = Speculative(form="faithful", cut="5", threshold=2.1, warmup=1, controller="always")
+    strategy = Speculative(
+        form="faithful", predictor="label-last", cut="5", threshold=2.1, warmup=1, controller="always"
+    )
     got = train(strategy, "plain", data, optimizer=still)
     for name, gradient in second.gradients(mixed).items():
         torch.testing.assert_close(got.model.get_submodule(name).weight.grad, gradient, rtol=1e-4, atol=1e-6)
@@ -149,7 +153,7 @@ def test_from_the_planned_layer_down_true_outcomes_are_used(train: Any, images: 
 
 def test_what_is_sent_back_from_memory_waits_for_no_forward_pass(images: Any, net: Any) -> None:
     model, events = net("skip"), []
-    strategy = Speculative(form="faithful", threshold=2.1, warmup=1, controller="always")
+    strategy = Speculative(form="faithful", predictor="label-last", threshold=2.1, warmup=1, controller="always")
     step = SpeculativeStep(
         strategy, model, nn.CrossEntropyLoss(), still(model), Settings(threads=1), events.append, keep_schedule=True
     )
@@ -172,13 +176,13 @@ def test_memory_is_packed_and_said_beforehand(train: Any, images: Any) -> None:
     elements = {"1": 6 * 36, "3": 6 * 36 * 8 // 6, "6": 8 * 9}
     choices, logits = 8 * 9, 5 * (8 * 5 + 1)
     bits = sum((count + 7) // 8 for count in elements.values())
-    packed = train(Speculative(form="faithful", cut="1"), "plain", images((4,)))
+    packed = train(Speculative(form="faithful", predictor="label-last", cut="1"), "plain", images((4,)))
     assert packed.plan.memory_bytes == 5 * (bits + choices) + logits
     counted = train(Speculative(form="faithful", cut="1", predictor="label-mean"), "plain", images((4,)))
     assert counted.plan.memory_bytes == 5 * (sum(elements.values()) + choices) + logits
     assert "0.9 kB" in packed.plan.table() and type(packed.plan).from_dict(packed.plan.to_dict()) == packed.plan
     with pytest.raises(OptionError, match=r"take 0.9 kB, and memory is 0.5 kB"):
-        train(Speculative(form="faithful", cut="1", memory=500), "plain", images((4,)))
+        train(Speculative(form="faithful", predictor="label-last", cut="1", memory=500), "plain", images((4,)))
 
 
 def test_majorities_and_means(train: Any, images: Any, net: Any) -> None:
@@ -200,7 +204,9 @@ def test_published_networks_are_taken(name: str) -> None:
     model = build(name, image_size=32, seed=0)
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(2, 3, 32, 32, generator=generator), torch.tensor([1, 2])
-    strategy = Speculative(form="faithful", threshold=2.1, warmup=1, controller="always", memory="4GB")
+    strategy = Speculative(
+        form="faithful", predictor="label-last", threshold=2.1, warmup=1, controller="always", memory="4GB"
+    )
     with strategy.bind(model, nn.CrossEntropyLoss(), still(model), settings=Settings(threads=1)) as step:
         measures = [step(*batch).measures for _ in range(2)]
     assert measures[1]["accepted"] == 1.0 and step.plan().remembered
@@ -211,7 +217,7 @@ def test_published_networks_are_taken(name: str) -> None:
 def test_layers_that_remember_nothing_are_refused_by_name(images: Any, layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), layer, nn.Flatten(), nn.Linear(96, 5))
     with (
-        Speculative(form="faithful").bind(model, nn.CrossEntropyLoss(), still(model)) as step,
+        Speculative(form="faithful", predictor="label-last").bind(model, nn.CrossEntropyLoss(), still(model)) as step,
         pytest.raises(ModelError, match=r"layer 2 of kind .* has no outcome to remember"),
     ):
         step(*images((4,))[0])

@@ -160,4 +160,20 @@ def test_a_cut_that_is_no_place_is_told_the_places(cut: str | int, said: str, hi
 
 def test_memory_that_does_not_suffice(train: Any, images: Any) -> None:
     with pytest.raises(OptionError, match=r"predictor label-mean holds .* and memory is 1.0 kB"):
-        train(Speculative(memory=1000), "plain", images((4,)))
+        train(Speculative(cut=1, predictor="label-mean", memory=1000), "plain", images((4,)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "form", "predictor"),
+    [
+        ({}, "faithful", "dithered:zero"),
+        ({"predictor": "label-last"}, "faithful", "label-last"),
+        ({"predictor": "linear"}, "cut", "linear"),
+        ({"predictor": "random:0.5"}, "cut", "random:0.5"),
+        ({"cut": 2}, "cut", "dithered:zero"),
+        ({"form": "cut"}, "cut", "dithered:zero"),
+    ],
+)
+def test_the_form_follows_from_what_is_given(fields: dict[str, Any], form: str, predictor: str) -> None:
+    made = Speculative(**fields)
+    assert (made.form, made.predictor) == (form, predictor)

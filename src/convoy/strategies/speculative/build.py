@@ -168,7 +168,7 @@ def describe(strategy: Speculative, prepared: Prepared, engines: int, threads: i
     return SpeculativePlan(
         model=graph.model_name,
         batch_size=batch_size,
-        form=strategy.form,
+        form=str(strategy.form),
         cut=prepared.region.cut,
         speculated_share=prepared.speculated_share,
         predictor=str(strategy.predictor),

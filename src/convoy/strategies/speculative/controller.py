@@ -60,7 +60,11 @@ class Rule:
 
 
 class Controller:
-    """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes what a probe found."""
+    """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes what a probe found.
+
+    ``unbiased``: what is speculated is right in the mean, so that agreement is told but not asked for. ``skips``:
+    nothing is predicted, accepted samples are left out, so that any share of them saves time.
+    """
 
     SMOOTHING = 0.5
     ENOUGH, TOO_FEW = 0.3, 0.15
@@ -68,8 +72,9 @@ class Controller:
     PATIENCE = 4
     """After so many probes without speculation, that is told."""
 
-    def __init__(self, rule: Rule, warmup: int) -> None:
-        self._rule, self._warmup = rule, warmup
+    def __init__(self, rule: Rule, warmup: int, *, unbiased: bool = False, skips: bool = False) -> None:
+        self._rule, self._warmup, self._unbiased = rule, warmup, unbiased
+        self._enough, self._too_few = (0.0, 0.0) if skips else (self.ENOUGH, self.TOO_FEW)
         self.on = rule.always
         self.agreement: float | None = None
         """Smoothed cosine of speculated and exact gradients; None before the first probe."""
@@ -98,8 +103,8 @@ class Controller:
         if self._probes != self.PATIENCE or self._ever:
             return None
         assert self.accepted is not None and self.agreement is not None
-        if self.accepted < self.ENOUGH:
-            found = f"probes accept {self.accepted:.0%} of the samples, and {self.ENOUGH:.0%} are needed"
+        if self.accepted < self._enough:
+            found = f"probes accept {self.accepted:.0%} of the samples, and {self._enough:.0%} are needed"
             return f"nothing was speculated so far: {found}; give a higher threshold or another predictor"
         found = f"the gradients' agreement is {self.agreement:.2f}, and {self._rule.on:g} is needed"
         return f"nothing was speculated so far: {found}; give a lower threshold or another predictor"
@@ -110,8 +115,8 @@ class Controller:
         self.agreement = self._smooth(self.agreement, agreement)
         self.accepted = self._smooth(self.accepted, accepted)
         if not self._rule.always:
-            agree, enough = (self._rule.off, self.TOO_FEW) if self.on else (self._rule.on, self.ENOUGH)
-            self.on = self.agreement >= agree and self.accepted >= enough
+            agree, enough = (self._rule.off, self._too_few) if self.on else (self._rule.on, self._enough)
+            self.on = (self._unbiased or self.agreement >= agree) and self.accepted >= enough
         self._probes += 1
         self._ever |= self.on
         return self.on != before

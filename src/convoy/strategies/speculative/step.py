@@ -24,6 +24,7 @@ from convoy.strategies.speculative.build import ENGINES, Programs, Remembered, d
 from convoy.strategies.speculative.controller import Controller, Mode, Rule
 from convoy.strategies.speculative.frame import NotedFrame
 from convoy.strategies.speculative.plan import SpeculativePlan
+from convoy.strategies.speculative.predictors import Zero
 from convoy.strategies.speculative.strategy import Speculative
 from convoy.strategies.speculative.timing import TimeSaved
 from convoy.strategies.tasks.settled_step import SettledStep, allowed_threads
@@ -71,7 +72,11 @@ class SpeculativeStep(SettledStep):
                 hint="choose another strategy on an accelerator",
             )
         self._strategy = strategy
-        self._controller = Controller(Rule.parse(strategy.controller), strategy.warmup)
+        choice = strategy.choice
+        self._controller = Controller(
+            Rule.parse(strategy.controller), strategy.warmup, unbiased=choice.dithered or choice.unbiased,
+            skips=strategy.form == "faithful" and choice.kind is Zero,
+        )  # fmt: skip
         self._time = TimeSaved()
         self._programs: Programs | None = None
         self._remembered: Remembered | None = None
