@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from convoy.comparison.statistics import interval
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -154,12 +155,8 @@ def gap(runs: dict[int, list[float]], base: dict[int, list[float]]) -> str:
     pairs = [reached[-1] - base[seed][-1] for seed, reached in runs.items() if seed in base]
     if not pairs:
         return "–"
-    half = T95[len(pairs)] * stdev(pairs) / sqrt(len(pairs)) if len(pairs) in T95 else None
-    return f"{fmean(pairs):+.2f}" + ("" if half is None else f" ± {half:.2f}")
-
-
-T95 = {3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t for a 95 % interval of a mean, by the number of values."""
+    mean, half = interval(pairs)
+    return f"{mean:+.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 def deep() -> list[str]:
