@@ -23,8 +23,20 @@ def modes(controller: Controller, batches: int, agreements: list[float]) -> str:
 
 def test_agreement_switches_on_and_off_with_hysteresis() -> None:
     rule = Rule.parse("auto:0.7,0.5,4")
-    #                                     on        stays on     off: (0.65 + 0) / 2     stays off: 0.66
-    assert modes(Controller(rule, 3), 19, [0.8, 0.5, 0.0, 1.0]) == "eeepssspssspeeepeee"
+    #   on, probed after 2, then 4; stays on: (0.8 + 0.5) / 2; off: 0.0; stays off: (0.325 + 1) / 2
+    assert modes(Controller(rule, 3), 17, [0.8, 0.5, 0.0, 1.0]) == "eeepspssspeeepeee"
+
+
+def test_probes_get_rarer_while_they_agree() -> None:
+    said = modes(Controller(Rule.parse("auto:0.7,0.5,16"), 1), 64, [0.9] * 9)
+    assert [i for i, mode in enumerate(said) if mode == "p"] == [1, 3, 7, 15, 31, 47, 63]
+
+
+def test_one_probe_that_disagrees_ends_it_whatever_went_before() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,2"), 1)
+    for _ in range(8):
+        controller.observe(1.0, 1.0)
+    assert controller.observe(0.45, 1.0) and not controller.on and controller.agreement == pytest.approx(0.725)
 
 
 def test_speculation_that_accepts_too_little_is_switched_off() -> None:
@@ -123,3 +135,28 @@ def test_what_only_skips_still_has_to_agree() -> None:
     controller = Controller(Rule.parse("auto:0.7,0.5,2"), 1, skips=True)
     assert not controller.observe(0.4, 0.0) and not controller.on
     assert controller.observe(1.0, 0.01) and controller.on
+
+
+def test_a_loss_that_rises_ends_speculation_and_each_time_it_rests_for_longer() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,4"), 8)
+    assert not any(controller.watch(1.0, 256) for _ in range(8))
+    lasted: list[int] = []
+    for _ in range(3):
+        batch, began = 8 if not lasted else controller._next, None
+        for number in range(batch, batch + 400):
+            if controller.mode(number) == "probe":
+                controller.observe(1.0, 1.0)
+                began = number if controller.on and began is None else began
+            # High enough only while it speculates.
+            if controller.watch(3.0 if controller.on else 1.0, 256):
+                break
+        assert began is not None and not controller.on
+        lasted.append(began - batch)
+    assert lasted[0] == 0 and 0 < lasted[1] < lasted[2]
+
+
+def test_a_loss_that_falls_or_few_samples_end_nothing() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,4"), 0)
+    controller.observe(1.0, 1.0)
+    assert not any(controller.watch(9.0, 100) for _ in range(10))  # nothing was seen before
+    assert not any(controller.watch(9.0 / (n + 1), 100) for n in range(40)) and controller.on

@@ -40,7 +40,7 @@ def test_resumed_in_the_middle(run: Any, same: Any, strategy: Speculative, tmp_p
     same(whole, resumed)
     late = {(e.name, e.batch): dict(e.data) for e in whole.events if e.kind == "decision" and e.name != "drain"}
     again = {(e.name, e.batch): dict(e.data) for e in resumed.events if e.kind == "decision" and e.name != "drain"}
-    assert again and again.items() <= late.items() and ("accept", 17) in again
+    assert again and again.items() <= late.items() and ("accept", 16) in again
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=named)

@@ -2,21 +2,26 @@
 
 Every ``every``-th mini-batch after the warm-up is a *probe*: it trains exactly, and the gradient that speculation would
 have given is computed beside it. Their cosine, smoothed, switches speculation on and off, with hysteresis; so does the
-share of accepted samples, below which speculating only costs time. A decision from data: a replay comes to the same.
+share of accepted samples, below which speculating only costs time. Wrong gradients can take a network apart within a
+dozen mini-batches: right after speculation began the next probe comes after one speculated mini-batch, then after
+twice as many each time, and one probe that disagrees ends it. So does a loss that rises, and each time it does,
+speculation rests for twice as long. Decisions from data: a replay comes to the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import exp
 from typing import Any, Literal
 
 from convoy.errors import OptionError
 
 Mode = Literal["exact", "probe", "speculate"]
 
+_FIRST_GAP = 2  # from the probe that lets speculation begin to the next
 _HINT = (
-    "write auto, auto:ON,OFF,EVERY (such as auto:0.7,0.5,32), always (no probes) or always:EVERY (such as always:32)"
+    "write auto, auto:ON,OFF,EVERY (such as auto:0.9,0.8,32), always (no probes) or always:EVERY (such as always:32)"
 )
 
 
@@ -26,14 +31,14 @@ class Rule:
     probes say (they are made all the same, so that it is seen); ``every`` 0, which only plain "always" means: no
     probes."""
 
-    on: float = 0.7
-    off: float = 0.5
+    on: float = 0.9
+    off: float = 0.8
     every: int = 32
     always: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """``auto``, ``auto:0.7,0.5,32``, ``always`` or ``always:32`` (a probe every so many mini-batches)."""
+        """``auto``, ``auto:0.9,0.8,32``, ``always`` or ``always:32`` (a probe every so many mini-batches)."""
         if not isinstance(text, str):
             raise OptionError(f"controller is {text!r}", hint=_HINT)
         name, colon, rest = text.partition(":")
@@ -69,6 +74,8 @@ class Controller:
     SMOOTHING = 0.5
     ENOUGH, TOO_FEW = 0.3, 0.15
     """Share of accepted samples, smoothed: speculation begins at the one and ends below the other."""
+    MEMORY, RISE = 512, 1.15
+    """Samples over which the loss is smoothed, and how many times its lowest it may be while speculating."""
     PATIENCE = 4
     """After so many probes without speculation, that is told."""
 
@@ -81,12 +88,18 @@ class Controller:
         self.accepted: float | None = None
         """Smoothed share of the samples that probes would have accepted."""
         self._probes, self._ever = 0, self.on
+        self._gap, self._next = self._rule.every, warmup
+        """Mini-batches from the last probe to the next one, and its number."""
+        self.loss: float | None = None
+        """Smoothed."""
+        self.lowest: float | None = None
+        self._seen = self._rises = 0  # samples; how often the loss rose
+        self._rest = 0  # no probe before this mini-batch lets speculation begin
 
     def mode(self, batch: int) -> Mode:
-        since = batch - self._warmup
-        if since < 0:
+        if batch < self._warmup:
             return "exact"
-        if self._rule.every and since % self._rule.every == 0:
+        if self._rule.every and batch >= self._next:
             return "probe"
         return "speculate" if self.on else "exact"
 
@@ -116,10 +129,33 @@ class Controller:
         self.accepted = self._smooth(self.accepted, accepted)
         if not self._rule.always:
             agree, enough = (self._rule.off, self._too_few) if self.on else (self._rule.on, self._enough)
-            self.on = (self._unbiased or self.agreement >= agree) and self.accepted >= enough
+            least = min(self.agreement, agreement) if self.on else self.agreement
+            rested = self._unbiased or self._next >= self._rest
+            self.on = (self._unbiased or least >= agree) and self.accepted >= enough and rested
         self._probes += 1
+        every = self._rule.every
+        if self._rule.always or self._unbiased or not self.on:
+            self._gap = every
+        else:
+            self._gap = min(every, 2 * self._gap if before else _FIRST_GAP)
+        self._next += self._gap
         self._ever |= self.on
         return self.on != before
+
+    def watch(self, loss: float, samples: int) -> bool:
+        """Take the loss of a mini-batch, however it was trained. Whether it ends speculation, having risen."""
+        keep = exp(-samples / self.MEMORY)
+        self.loss = loss if self.loss is None else keep * self.loss + (1 - keep) * loss
+        self._seen += samples
+        if self._seen < 2 * self.MEMORY:  # what few samples say means nothing
+            return False
+        self.lowest = self.loss if self.lowest is None else min(self.loss, self.lowest)
+        if not self.on or self._rule.always or self._unbiased or self.loss <= self.RISE * self.lowest:
+            return False
+        self.on, self.lowest = False, self.loss
+        self._rises += 1
+        self._rest = self._next + self._rule.every * 2**self._rises
+        return True
 
     def _smooth(self, before: float | None, value: float) -> float:
         return value if before is None else self.SMOOTHING * before + (1 - self.SMOOTHING) * value
@@ -127,9 +163,13 @@ class Controller:
     def state(self) -> dict[str, Any]:
         return {
             "on": self.on, "agreement": self.agreement, "accepted": self.accepted,
-            "probes": self._probes, "ever": self._ever,
+            "probes": self._probes, "ever": self._ever, "gap": self._gap, "next": self._next,
+            "loss": self.loss, "lowest": self.lowest, "seen": self._seen, "rises": self._rises, "rest": self._rest,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.on, self.agreement, self.accepted = bool(state["on"]), state["agreement"], state["accepted"]
         self._probes, self._ever = int(state.get("probes", 0)), bool(state.get("ever", self.on))
+        self._gap, self._next = int(state.get("gap", self._rule.every)), int(state.get("next", self._warmup))
+        self.loss, self.lowest = state.get("loss"), state.get("lowest")
+        self._seen, self._rises, self._rest = (int(state.get(key, 0)) for key in ("seen", "rises", "rest"))

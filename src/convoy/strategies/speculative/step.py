@@ -115,6 +115,7 @@ class SpeculativeStep(SettledStep):
                 self._probed(frame.batch, {**data, "agreement": cosine(parts)})
             else:
                 self._decide("accept", frame.batch, data)
+        self._watch(frame)
         if self._controller.agreement is not None:
             measures["agreement"] = self._controller.agreement
         saved = self._time.saved()
@@ -131,6 +132,15 @@ class SpeculativeStep(SettledStep):
         idle = controller.idle()
         if idle is not None:
             self._report("warning", "speculation", batch, {"message": idle})
+
+    def _watch(self, frame: NotedFrame) -> None:
+        controller = self._controller
+        assert frame.loss is not None
+        if controller.watch(float(frame.loss), frame.samples):
+            told = {"on": False, "loss": controller.loss, "agreement": controller.agreement}
+            self._decide("speculation", frame.batch, told)
+            message = f"speculation ended at mini-batch {frame.batch + 1}: the loss rose to {controller.loss:.3g}"
+            self._report("warning", "speculation", frame.batch, {"message": message})
 
     def _decide(self, name: str, batch: int, data: Mapping[str, Any]) -> None:
         self._report("decision", name, batch, {"cause": "data", **data})
