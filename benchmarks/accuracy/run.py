@@ -116,7 +116,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    options.out.with_name(f"{options.out.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

@@ -89,6 +89,7 @@ class Tally:
     cost: Callable[[dict[str, Any]], float]
     epochs: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     modes: dict[int, dict[str, int]] = field(default_factory=dict)
+    begun: bool = False
 
     def __post_init__(self) -> None:
         if self.path.exists():
@@ -102,6 +103,10 @@ class Tally:
         if event.kind != "step":
             return
         epoch = event.data["epoch"]
+        if not self.begun:  # an epoch that was begun before and is not in the checkpoint is trained again
+            self.begun = True
+            self.epochs = {n: row for n, row in self.epochs.items() if n < epoch}
+            self.modes = {n: row for n, row in self.modes.items() if n < epoch}
         row, modes = self.epochs.setdefault(epoch, {}), self.modes.setdefault(epoch, {})
         for key in self.KEYS:
             if key in event.data:
@@ -213,7 +218,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    options.out.with_name(f"{options.out.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

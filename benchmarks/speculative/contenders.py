@@ -33,7 +33,7 @@ def strategy_of(options: Mapping[str, Any]) -> tuple[Strategy, int]:
     _accept(accepted)
     fields = {key: options[key] for key in ("cut", "predictor") if options.get(key) is not None}
     form, _, predictor = mode.partition(":")
-    fields |= {"predictor": predictor} if predictor else {}
+    fields["predictor"] = predictor or fields.get("predictor") or {"faithful": "label-last", "cut": "label-mean"}[form]
     return Speculative(form=form, threshold=1.0, warmup=4, controller="always", **fields), 2
 
 

@@ -55,7 +55,8 @@ class Engine(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Let the workers stop, after the actions under way: nobody will use the engine any more."""
+        """Let the workers stop and wait, for some seconds at most, for the actions under way: nobody will use the
+        engine any more."""
         ...
 
 

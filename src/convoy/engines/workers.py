@@ -8,6 +8,7 @@ next, and what it waits for.
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from convoy.schedule.action import Action
 from convoy.schedule.schedule import DRIVER, Entry
 from convoy.schedule.scoreboard import Scoreboard
 
-_LEAVE_SECONDS = 10.0
+_LEAVE_SECONDS = 10.0  # for the action under way, when a step is dropped without close()
 _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 
 
@@ -131,9 +132,10 @@ class Workers(ABC):
         with self._lock:
             self._stop = True
             self._wake()
+        deadline = time.monotonic() + seconds
         for worker in self._workers:
             if worker is not threading.current_thread():  # a step may be dropped anywhere
-                worker.join(timeout=seconds)
+                worker.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _wait_a_little(self) -> None:
         self._check()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, Sink
+from convoy.events.plain import plain
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.batch import split_batch
@@ -183,7 +184,7 @@ def _compare_computed(event: Event, record: Record) -> None:
     if event.data.get("cause") != "data" or event.name == "switch" or event.batch > last:
         return
     theirs = record.computed.get((event.batch, event.name))
-    if theirs is None or dict(theirs) != dict(event.data):
+    if theirs is None or plain(dict(theirs)) != plain(dict(event.data)):  # numbers that are none are alike, too
         found = "did not make it" if theirs is None else f"had {dict(theirs)}"
         raise InternalError(
             f"the replay decides {event.name} at mini-batch {event.batch} with {dict(event.data)}, and the run {found}",
@@ -226,9 +227,8 @@ def _repeating(strategy: Strategy, record: Record, *, recorded: bool) -> Strateg
 def _recut(strategy: Strategy, plans: Sequence[Mapping[str, Any]]) -> Strategy:
     """Cut where the run was cut, should that have been measured: it might come out otherwise."""
     if plans and isinstance(strategy, Pipelined) and strategy.cuts is None and strategy.ppv is None:
-        chosen: dict[str, Any] = (
-            {n: plans[0].get(n) for n in ("accumulate", "correction")} if strategy.stages == "auto" else {}
-        )
+        wanted = ("accumulate", "correction") if strategy.stages == "auto" else ()
+        chosen: dict[str, Any] = {name: plans[0][name] for name in wanted if name in plans[0]}
         if strategy.stages == "auto" and strategy.clock != plans[0]["clock"].split()[0]:
             chosen["clock"] = plans[0]["clock"]
         return replace(strategy, stages=None, cuts=tuple(plans[0]["cuts"]), **chosen)
@@ -237,7 +237,10 @@ def _recut(strategy: Strategy, plans: Sequence[Mapping[str, Any]]) -> Strategy:
 
 def _compare(own: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
     """Raise OptionError where the replay's plan computes other numbers than a plan of the run."""
-    words = {"cuts": "cuts", "delays": "delays", "accumulate": "accumulate", "threads_per_worker": "threads a worker"}
+    words = {
+        "cuts": "cuts", "delays": "delays", "accumulate": "accumulate", "correction": "correction",
+        "threads_per_worker": "threads a worker",
+    }  # fmt: skip
     for plan in plans:
         for key, word in words.items():
             theirs, ours = plan.get(key), own.get(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,24 +141,46 @@ def test_what_only_skips_still_has_to_agree() -> None:
 
 def test_a_loss_that_rises_ends_speculation_and_each_time_it_rests_for_longer() -> None:
     controller = Controller(Rule.parse("auto:0.7,0.5,4"), 8)
-    assert not any(controller.watch(1.0, 256) for _ in range(8))
-    lasted: list[int] = []
-    for _ in range(3):
-        batch, began = 8 if not lasted else controller._next, None
-        for number in range(batch, batch + 400):
-            if controller.mode(number) == "probe":
-                controller.observe(1.0, 1.0)
-                began = number if controller.on and began is None else began
-            # High enough only while it speculates.
-            if controller.watch(3.0 if controller.on else 1.0, 256):
-                break
-        assert began is not None and not controller.on
-        lasted.append(began - batch)
-    assert lasted[0] == 0 and 0 < lasted[1] < lasted[2]
+    began, ended = [], []
+    for batch in range(400):
+        mode = controller.mode(batch)
+        if mode == "probe" and controller.observe(1.0, 1.0):
+            began.append(batch)
+            assert controller.on
+        rises = mode == "speculate" and batch - began[-1] > 2
+        if controller.watch(mode, 3.0 if rises else 1.0, 256):
+            ended.append(batch)
+            assert not controller.on and controller.rests(batch) >= 8 * 2 ** (len(ended) - 1)
+    assert len(ended) > 3 and len(began) in (len(ended), len(ended) + 1)
+    rested = [begin - end for end, begin in zip(ended, began[1:], strict=False)]
+    assert rested == sorted(rested) and rested[-1] > 2 * rested[0]
 
 
-def test_a_loss_that_falls_or_few_samples_end_nothing() -> None:
+def test_a_loss_that_falls_wavers_or_is_of_few_samples_ends_nothing() -> None:
     controller = Controller(Rule.parse("auto:0.7,0.5,4"), 0)
     controller.observe(1.0, 1.0)
-    assert not any(controller.watch(9.0, 100) for _ in range(10))  # nothing was seen before
-    assert not any(controller.watch(9.0 / (n + 1), 100) for n in range(40)) and controller.on
+    assert not any(controller.watch("speculate", 9.0, 100) for _ in range(10))  # nothing was seen before
+    assert not any(controller.watch("speculate", 9.0 / (n + 1), 100) for n in range(40))
+    chance = Random(0)
+    heavy = (chance.expovariate(20.0) if chance.random() < 0.3 else 0.01 for _ in range(3000))
+    assert not any(controller.watch("speculate", loss, 16) for loss in heavy) and controller.on
+    assert not any(controller.watch("speculate", -1.0, 16) for _ in range(300)) and controller.on
+
+
+def test_a_loss_that_is_no_number_ends_it_and_is_not_remembered() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,4"), 0)
+    controller.observe(1.0, 1.0)
+    for _ in range(80):
+        controller.watch("speculate", 1.0, 16)
+    assert controller.watch("speculate", float("nan"), 16) and not controller.on and controller.loss == 1.0
+
+
+def test_a_controller_that_begins_late_probes_once() -> None:
+    controller = Controller(Rule.parse("auto:0.7,0.5,8"), 4)
+    said = ""
+    for batch in range(1000, 1012):
+        mode = controller.mode(batch)
+        said += mode[0]
+        if mode == "probe":
+            controller.observe(0.0, 1.0)
+    assert said == "peeeeeeepeee"

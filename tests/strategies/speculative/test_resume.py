@@ -130,3 +130,29 @@ def test_labels_that_are_no_classes(parts: Any, batches: Any, label: int, said: 
         pytest.raises(DataError, match=said),
     ):
         step(x, y)
+
+
+def test_a_loss_that_ends_speculation_is_a_decision_that_is_resumed_and_replayed(
+    run: Any, same: Any, parts: Any, batches: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MEMORY": 4, "RISE": -1.0, "SPREAD": 0.0}.items():  # any loss is taken for one that rises
+        monkeypatch.setattr(f"convoy.strategies.speculative.controller.Controller.{name}", value)
+    strategy = replace(CUT, controller="auto:-0.9,-1.0,2")
+    whole = run(strategy)
+    whole.fit(3)
+    ended = [e for e in whole.events if e.name == "speculation" and e.kind == "decision" and "loss" in e.data]
+    told = [e for e in whole.events if e.kind == "warning" and "the loss rose to" in e.data["message"]]
+    assert len(ended) == len(told) > 1 and all(e.data["on"] is False for e in ended)
+    stopped = run(strategy, run_dir=tmp_path, name="part", save_every=7)
+    stopped.fit(2)
+    resumed = run(strategy, run_dir=tmp_path, name="part", save_every=7)
+    resumed.trainer.load(tmp_path / "part")
+    resumed.fit(3)
+    same(whole, resumed)
+    made, again, events, data = parts(), parts(), [], batches(12)
+    with strategy.bind(made.model, nn.CrossEntropyLoss(), made.optimizer, sink=events.append) as step:
+        for x, y in data:
+            step(x, y)
+    assert any("loss" in e.data for e in events if e.kind == "decision" and e.name == "speculation")
+    oracle(again.model, nn.CrossEntropyLoss(), again.optimizer, strategy, data, events=events)
+    same(made, again)

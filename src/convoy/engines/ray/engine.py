@@ -230,7 +230,8 @@ class RayEngine:
         lane, action, cause = self._failure
         try:
             if action is None:
-                last = next((done for own, done in reversed(self._recent) if own == lane), None)
+                done = (a for own, a in reversed(self._recent) if own == lane and _key(a) not in self._pending)
+                last = next(done, None)
                 if last is not None:
                     raise_failure((lane, last, cause), self._recent, when="after")
                 if isinstance(cause, ConvoyError):

@@ -19,7 +19,7 @@ NAMES = ("stash", "predict:linear", "predict:momentum", "spike", "pipemare", "dc
 _ALONE = ("stash", "pipemare", "dc-asgd")
 _MOMENTUM = ("predict:linear", "predict:momentum", "spike")
 RECOMMENDED = "predict:linear+spike"
-"""What trained as well as plain SGD at every depth that was tried, with micro-batches (docs/lab)."""
+"""With micro-batches, four stages of ResNet-20 ended level with plain SGD by it (docs/lab/README.md)."""
 _SHORT = {"predict": "predict:linear"}
 
 

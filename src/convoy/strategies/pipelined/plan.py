@@ -46,7 +46,7 @@ class PipelinePlan(Plan):
     """Cuts, delays and what they should bring. ``cuts`` are the names of each stage's first node, without the first
     stage's. ``stale_share``: weights of all stages but the last, over all weights. ``sequential_seconds``: a step on
     one worker's threads; ``everyone_seconds``: a sequential one on all ``threads``. ``advice``: one sentence where
-    something else would be better."""
+    something else would be better. ``correction``: the names in force, joined by +, or None."""
 
     strategy: ClassVar[str] = "pipelined"
 

@@ -111,8 +111,10 @@ class Pipelined(Strategy):
 
     @property
     def suspects(self) -> str | None:
-        if self.correction:
+        if Corrections.parse(self.correction):
             return f"correction {self.correction!r} changes the effective step: try without it"
+        if self.stages == "auto":
+            return "stale weights bear less: try max_staleness=0.5, or correction='none' where one was chosen"
         return "stale weights bear less: try clock='1f1b' or accumulate=4"
 
     def bind(

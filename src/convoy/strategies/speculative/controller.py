@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite, sqrt
 from typing import Any, Literal
 
 from convoy.errors import OptionError
@@ -67,15 +67,17 @@ class Rule:
 class Controller:
     """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes what a probe found.
 
-    ``unbiased``: what is speculated is right in the mean, so that agreement is told but not asked for. ``skips``:
+    ``unbiased``: what is speculated is right in the mean (but for the coupling of samples by BatchNorm), so that
+    agreement is told but not asked for. ``skips``:
     nothing is predicted, accepted samples are left out, so that any share of them saves time.
     """
 
     SMOOTHING = 0.5
     ENOUGH, TOO_FEW = 0.3, 0.15
     """Share of accepted samples, smoothed: speculation begins at the one and ends below the other."""
-    MEMORY, RISE = 512, 1.15
-    """Samples over which the loss is smoothed, and how many times its lowest it may be while speculating."""
+    MEMORY, RISE, SPREAD = 512, 0.1, 6.0
+    """Samples over which the loss is smoothed; by which share of its lowest since speculation began, and by how many
+    of its standard errors besides, it may rise."""
     PATIENCE = 4
     """After so many probes without speculation, that is told."""
 
@@ -93,6 +95,9 @@ class Controller:
         self.loss: float | None = None
         """Smoothed."""
         self.lowest: float | None = None
+        """Since speculation began; None while it does not go on."""
+        self._bound = 0.0  # what the loss may rise to
+        self._spread = self._weight = 0.0  # squares of what mini-batches are off by, and weights, both smoothed
         self._seen = self._rises = 0  # samples; how often the loss rose
         self._rest = 0  # no probe before this mini-batch lets speculation begin
 
@@ -100,6 +105,7 @@ class Controller:
         if batch < self._warmup:
             return "exact"
         if self._rule.every and batch >= self._next:
+            self._next = batch  # a strategy before this one may have trained the mini-batches until here
             return "probe"
         return "speculate" if self.on else "exact"
 
@@ -130,7 +136,7 @@ class Controller:
         if not self._rule.always:
             agree, enough = (self._rule.off, self._too_few) if self.on else (self._rule.on, self._enough)
             least = min(self.agreement, agreement) if self.on else self.agreement
-            rested = self._unbiased or self._next >= self._rest
+            rested = self._next >= self._rest
             self.on = (self._unbiased or least >= agree) and self.accepted >= enough and rested
         self._probes += 1
         every = self._rule.every
@@ -140,22 +146,38 @@ class Controller:
             self._gap = min(every, 2 * self._gap if before else _FIRST_GAP)
         self._next += self._gap
         self._ever |= self.on
+        if self.on != before:
+            self.lowest = None
         return self.on != before
 
-    def watch(self, loss: float, samples: int) -> bool:
-        """Take the loss of a mini-batch, however it was trained. Whether it ends speculation, having risen."""
+    def watch(self, mode: Mode, loss: float, samples: int) -> bool:
+        """Take the loss of a mini-batch that was trained in ``mode``. Whether it ends speculation, having risen."""
         keep = exp(-samples / self.MEMORY)
-        self.loss = loss if self.loss is None else keep * self.loss + (1 - keep) * loss
+        if isfinite(loss):
+            off = 0.0 if self.loss is None else loss - self.loss
+            self.loss = loss - keep * off
+            slow = exp(-samples / (16 * self.MEMORY))  # so that a lucky stretch does not look like calm
+            self._spread = slow * self._spread + (1 - slow) * off * off
+            self._weight = slow * self._weight + (1 - slow)
         self._seen += samples
-        if self._seen < 2 * self.MEMORY:  # what few samples say means nothing
+        if self._rule.always or mode != "speculate" or self._seen < 2 * self.MEMORY:  # few samples say nothing
             return False
-        self.lowest = self.loss if self.lowest is None else min(self.loss, self.lowest)
-        if not self.on or self._rule.always or self._unbiased or self.loss <= self.RISE * self.lowest:
+        assert self.loss is not None
+        if self.lowest is None or self.loss < self.lowest:
+            error = sqrt(
+                self._spread / self._weight * (1 - keep) / (1 + keep)
+            )  # as it was then: what rises also spreads
+            self.lowest, self._bound = self.loss, self.loss + self.RISE * abs(self.loss) + self.SPREAD * error
+        if isfinite(loss) and self.loss <= self._bound:
             return False
-        self.on, self.lowest = False, self.loss
+        self.on, self.lowest = False, None
         self._rises += 1
         self._rest = self._next + self._rule.every * 2**self._rises
         return True
+
+    def rests(self, batch: int) -> int:
+        """Mini-batches after ``batch`` in which speculation does not begin again."""
+        return max(0, self._rest - batch)
 
     def _smooth(self, before: float | None, value: float) -> float:
         return value if before is None else self.SMOOTHING * before + (1 - self.SMOOTHING) * value
@@ -165,6 +187,7 @@ class Controller:
             "on": self.on, "agreement": self.agreement, "accepted": self.accepted,
             "probes": self._probes, "ever": self._ever, "gap": self._gap, "next": self._next,
             "loss": self.loss, "lowest": self.lowest, "seen": self._seen, "rises": self._rises, "rest": self._rest,
+            "bound": self._bound, "spread": self._spread, "weight": self._weight,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -172,4 +195,5 @@ class Controller:
         self._probes, self._ever = int(state.get("probes", 0)), bool(state.get("ever", self.on))
         self._gap, self._next = int(state.get("gap", self._rule.every)), int(state.get("next", self._warmup))
         self.loss, self.lowest = state.get("loss"), state.get("lowest")
+        self._bound, self._spread, self._weight = (float(state.get(key, 0.0)) for key in ("bound", "spread", "weight"))
         self._seen, self._rises, self._rest = (int(state.get(key, 0)) for key in ("seen", "rises", "rest"))

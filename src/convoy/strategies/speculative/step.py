@@ -115,7 +115,7 @@ class SpeculativeStep(SettledStep):
                 self._probed(frame.batch, {**data, "agreement": cosine(parts)})
             else:
                 self._decide("accept", frame.batch, data)
-        self._watch(frame)
+        self._watch(mode, frame)
         if self._controller.agreement is not None:
             measures["agreement"] = self._controller.agreement
         saved = self._time.saved()
@@ -133,13 +133,16 @@ class SpeculativeStep(SettledStep):
         if idle is not None:
             self._report("warning", "speculation", batch, {"message": idle})
 
-    def _watch(self, frame: NotedFrame) -> None:
+    def _watch(self, mode: Mode, frame: NotedFrame) -> None:
         controller = self._controller
         assert frame.loss is not None
-        if controller.watch(float(frame.loss), frame.samples):
+        if controller.watch(mode, float(frame.loss), frame.samples):
             told = {"on": False, "loss": controller.loss, "agreement": controller.agreement}
             self._decide("speculation", frame.batch, told)
-            message = f"speculation ended at mini-batch {frame.batch + 1}: the loss rose to {controller.loss:.3g}"
+            message = (
+                f"the loss rose to {controller.loss:.3g} while speculating, so training is exact for the next "
+                f"{controller.rests(frame.batch)} mini-batches at least; a lower threshold harms less"
+            )
             self._report("warning", "speculation", frame.batch, {"message": message})
 
     def _decide(self, name: str, batch: int, data: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMS = ("faithful", "cut")
 ENGINES = ("auto", "inline", "threads")
 PREDICTOR = "dithered:zero"
-"""Of all that was screened the one that saves time without harm, on MNIST and CIFAR-10 (docs/lab/speculative.md)."""
+"""Of all that was screened the one that saved time and was not seen to harm (docs/lab/speculative.md)."""
 PUBLISHED_THRESHOLD = 0.25
 """Of label memory, in an independent re-implementation."""
 
@@ -105,7 +105,8 @@ class Speculative(Strategy):
     @property
     def suspects(self) -> str | None:
         less = "a smaller share" if self.threshold is None else f"a threshold below {self.threshold:g}"
-        return f"speculated signals may be wrong: try {less}, or controller='auto'"
+        guarded = "" if Rule.parse(self.controller).always is False else ", or controller='auto'"
+        return f"speculated signals may be wrong: try {less}{guarded}"
 
     def bind(
         self,
@@ -159,7 +160,7 @@ def _check_faithful(choice: Choice, cut: object) -> None:
     if choice.kind is Zero and cut is not None:
         raise OptionError(
             f"cut is {cut!r}, but predictor {choice.text!r} remembers no outcomes of layers above a cut",
-            hint="leave cut out, or choose form='cut' to skip samples below it only",
+            hint="leave cut out, or choose predictor='label-last', or form='cut' to skip samples below it only",
         )
 
 
