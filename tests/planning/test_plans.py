@@ -54,7 +54,7 @@ def test_without_a_strategy_all_that_the_registry_knows_are_named() -> None:
     published, halved = by_options["--stages 2"], by_options["--stages 2 --clock 1f1b"]
     assert published.bytes > halved.bytes  # one set of stage 1 more
     ways = " · ".join(f"{row.name} {row.options}" for row in made.rows)
-    for words in ("sequential --inner tasks", "speculative --form cut", "speculative --form faithful", "bilayered"):
+    for words in ("sequential --inner tasks", "speculative --form faithful", "--predictor label-last", "bilayered"):
         assert words in ways
     assert len([row for row in made.rows if row.name == "concurrent" and "--placement kind" in row.options]) == 1
     for row in made.rows:

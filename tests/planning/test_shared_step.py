@@ -31,17 +31,23 @@ def bench() -> Bench:
     return Bench(model, nn.functional.cross_entropy, x, y, Settings(threads=2))
 
 
-@pytest.mark.parametrize("form", ["cut", "faithful"])
+ASSUMED = [
+    *(Speculative(form="faithful", predictor=predictor) for predictor in ("label-last", "zero", "dithered:zero")),
+    *(Speculative(form="cut", predictor=predictor) for predictor in ("label-mean", "dithered:zero")),
+]
+
+
+@pytest.mark.parametrize("strategy", ASSUMED, ids=lambda s: f"{s.form} {s.predictor}")
 @pytest.mark.parametrize(("share", "accepted"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
 def test_the_assumed_share_is_what_every_comparison_accepts(
-    bench: Bench, form: str, share: float, accepted: float
+    bench: Bench, strategy: Speculative, share: float, accepted: float
 ) -> None:
     loss = nn.functional.cross_entropy
     actions = Actions(bench, loss)
     x, y = bench.part(1)
     inputs = actions.graph.bind(*arguments(x))
     prepared = prepare(
-        Speculative(form=form), actions.graph, actions.graph.program, loss, actions.optimizer, bench.settings, None,
+        strategy, actions.graph, actions.graph.program, loss, actions.optimizer, bench.settings, None,
         inputs,
     )  # fmt: skip
     made = program(accepting(prepared, share), "speculate")

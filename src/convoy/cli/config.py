@@ -140,7 +140,7 @@ class TrainConfig(BaseModel):
     accumulate: int | None = _option("Strategy", "Micro-batches that a mini-batch enters in.", of=_PIPELINED, value="N")
     correction: str | None = _option(
         "Strategy",
-        "Against staleness: stash, predict:linear, predict:momentum, spike, pipemare, dc-asgd, stage-lr or a sum.",
+        "Against staleness: stash, predict, predict:momentum, spike, pipemare, dc-asgd, stage-lr, a sum, or none.",
         of=_PIPELINED,
         value="NAME[+NAME]",
     )

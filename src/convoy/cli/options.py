@@ -99,7 +99,7 @@ EXAMPLES = {
     "sequential": "--strategy sequential --inner tasks",
     "pipelined": "--strategy pipelined --stages 2",
     "hybrid": "--strategy hybrid --stages 2 --switch 0.5",
-    "speculative": "--strategy speculative --form cut --threshold 0.25",
+    "speculative": "--strategy speculative --threshold 0.5",
     "concurrent": "--strategy concurrent --groups 4",
     "bilayered": "--strategy bilayered --nodes 2,1,1",
 }

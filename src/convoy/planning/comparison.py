@@ -148,8 +148,8 @@ WORTHWHILE = 1.1
 def advise(rows: Sequence[Row], sequential_seconds: float) -> str:
     """One sentence: what to take. ``rows`` fastest first, the sequential one among them.
 
-    What speculates is not advised where anything else gains: in our runs nothing that did was ahead of exact training
-    that took as long (docs/lab/speculative.md)."""
+    What speculates is not advised where anything else gains: in our runs a pipeline was as accurate in as little time,
+    and what speculation saves depends on data that no measurement knows (docs/lab/speculative.md)."""
     sober = [row for row in rows if not row.speculated]
     if sober and sequential_seconds / sober[0].step_seconds >= WORTHWHILE:
         rows = sober

@@ -29,6 +29,7 @@ from convoy.strategies.speculative import Speculative
 from convoy.strategies.speculative.acceptance import Selection
 from convoy.strategies.speculative.build import ENGINES, Prepared, prepare, program
 from convoy.strategies.speculative.frame import notes
+from convoy.strategies.speculative.predictors import Zero
 from convoy.strategies.speculative.step import check_labels
 from convoy.strategies.tasks.build import build
 from convoy.strategies.tasks.ops import Frame
@@ -95,8 +96,8 @@ def concurrent(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Itera
 
 
 def speculative(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[Row | Refused]:
-    """Both forms, at an assumed acceptance."""
-    variants = [asked] if isinstance(asked, Speculative) else [Speculative(), Speculative(form="cut")]
+    """The default and the published form, at an assumed acceptance."""
+    variants = [asked] if isinstance(asked, Speculative) else [Speculative(), Speculative(predictor="label-last")]
     threads = threads_for(bench, "speculation")
     actions = Actions(bench, loss)
     each = max(1, threads // ENGINES)
@@ -121,10 +122,11 @@ def speculative(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iter
         lanes = {f"engine {i + 1}": each for i in range(ENGINES)}
         found = actions.carried_out(made, lanes, PoolEngine)
         guessed = prepared.speculated_share * ACCEPTED
+        what = "left out" if strategy.choice.kind is Zero else "guessed"
         yield Row(
             "speculative", options, found.finish, found.shares,
             (activations(bench) + weights(bench) + prepared.memory_bytes,), 0.0,
-            f"{guessed:.0%} of the backward guessed", exact=False, speculated=guessed,
+            f"{guessed:.0%} of the backward {what}", exact=False, speculated=guessed,
             note=f"assumes that {ACCEPTED:.0%} of the samples are accepted; --threshold 0 is exact",
         )  # fmt: skip
 
