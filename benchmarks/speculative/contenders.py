@@ -32,9 +32,10 @@ def strategy_of(options: Mapping[str, Any]) -> tuple[Strategy, int]:
         return Pipelined(stages=2, clock="1f1b", correction="predict+spike"), 2
     _accept(accepted)
     fields = {key: options[key] for key in ("cut", "predictor") if options.get(key) is not None}
+    alone, mode = mode.startswith("alone "), mode.removeprefix("alone ")
     form, _, predictor = mode.partition(":")
     fields["predictor"] = predictor or fields.get("predictor") or {"faithful": "label-last", "cut": "label-mean"}[form]
-    return Speculative(form=form, threshold=1.0, warmup=4, controller="always", **fields), 2
+    return Speculative(form=form, threshold=1.0, warmup=4, controller="always", **fields), 1 if alone else 2
 
 
 def _accept(share: float) -> None:

@@ -5,8 +5,8 @@
 
 Modes: one (convoy's Sequential, one core), tasks (exact, tiles of a step shared by two cores), exact (exact, two
 one-core engines, weight gradients as tasks of their own), late (exact but one step late: a pipeline of two stages), and
-each form (with ``:PREDICTOR`` another than its own) at each --accepted share, which is forced: the test is carried out
-and its answer replaced. Synthetic images, so that nothing but time is compared.
+each form (with ``:PREDICTOR`` another than its own; "alone" on one core) at each --accepted share, which is forced: the
+test is carried out and its answer replaced. Synthetic images, so that nothing but time is compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shape", default="3,32,32", help="channels, height, width of an image")
     parser.add_argument("--accepted", default="0,0.5,0.9,1", help="shares of the samples")
-    parser.add_argument("--forms", default="faithful,faithful:zero,cut")
+    parser.add_argument("--forms", default="faithful,faithful:zero,alone faithful:zero,cut")
     parser.add_argument("--cut", help="of the cut form")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=8, help="measured steps of every contender in a round")
@@ -87,7 +87,7 @@ def main() -> None:
 def _predicted(name: str, plan: dict[str, Any]) -> float | None:
     if name == "exact":
         return plan.get("exact_saving")
-    share = float(name.split()[1].rstrip("%")) / 100 if " " in name else None
+    share = float(name.split()[-1].rstrip("%")) / 100 if " " in name else None
     return next((s["share"] for s in plan.get("savings", ()) if s["acceptance"] == share), None)
 
 
