@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMS = ("faithful", "cut")
 ENGINES = ("auto", "inline", "threads")
 PREDICTOR = "dithered:zero"
-"""Of all that was screened the one that saved time and was not seen to harm (docs/lab/speculative.md)."""
+"""Of all forms of speculation that were tried the one that saved most for the least loss (docs/lab/speculative.md)."""
 PUBLISHED_THRESHOLD = 0.25
 """Of label memory, in an independent re-implementation."""
 
