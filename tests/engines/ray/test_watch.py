@@ -82,7 +82,9 @@ def test_a_death_is_told_once_and_the_others_go_on(listening: Any) -> None:
     heard.wait(lambda: heard.events)
     so_far = len(heard.said["b"])
     heard.wait(lambda: len(heard.said["b"]) > so_far + 3)
-    assert heard.events == [("died", "a", "end of file")]
+    ((kind, name, reason),) = heard.events
+    # The second where it died between two reports, and the next was asked for afterwards.
+    assert (kind, name) == ("died", "a") and reason in ("end of file", "it was dead already")
 
 
 def test_silence_is_told_once_when_the_lease_is_over(listening: Any) -> None:
