@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -85,3 +86,17 @@ def test_an_engine_that_fails_is_named(train: Any, images: Any) -> None:
             *("plain", images((6, 6))), threads=2, disturb=disturb,
         )  # fmt: skip
     assert caught.value.action == "Caccept.1"
+
+
+@pytest.mark.parametrize(
+    ("net_name", "fields", "unbiased"),
+    [("plain", {}, True), ("norm", {}, False), ("plain", {"predictor": "zero"}, False)],
+)
+def test_only_without_batch_norm_a_draw_is_right_in_the_mean(
+    net: Any, images: Any, net_name: str, fields: dict[str, Any], unbiased: bool
+) -> None:
+    model = net(net_name)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Speculative(engine="inline", **fields).bind(model, torch.nn.CrossEntropyLoss(), optimizer) as step:
+        step(*images((4,))[0])
+        assert step._controller.unbiased is unbiased

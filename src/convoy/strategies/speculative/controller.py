@@ -67,8 +67,7 @@ class Rule:
 class Controller:
     """The state of one run. ``mode(batch)`` says how a mini-batch is trained; ``observe`` takes what a probe found.
 
-    ``unbiased``: what is speculated is right in the mean (but for the coupling of samples by BatchNorm), so that
-    agreement is told but not asked for. ``skips``:
+    ``unbiased``: what is speculated is right in the mean, so that agreement is told but not asked for. ``skips``:
     nothing is predicted, accepted samples are left out, so that any share of them saves time.
     """
 
@@ -82,7 +81,7 @@ class Controller:
     """After so many probes without speculation, that is told."""
 
     def __init__(self, rule: Rule, warmup: int, *, unbiased: bool = False, skips: bool = False) -> None:
-        self._rule, self._warmup, self._unbiased = rule, warmup, unbiased
+        self._rule, self._warmup, self.unbiased = rule, warmup, unbiased
         self._enough, self._too_few = (0.0, 0.0) if skips else (self.ENOUGH, self.TOO_FEW)
         self.on = rule.always
         self.agreement: float | None = None
@@ -137,10 +136,10 @@ class Controller:
             agree, enough = (self._rule.off, self._too_few) if self.on else (self._rule.on, self._enough)
             least = min(self.agreement, agreement) if self.on else self.agreement
             rested = self._next >= self._rest
-            self.on = (self._unbiased or least >= agree) and self.accepted >= enough and rested
+            self.on = (self.unbiased or least >= agree) and self.accepted >= enough and rested
         self._probes += 1
         every = self._rule.every
-        if self._rule.always or self._unbiased or not self.on:
+        if self._rule.always or self.unbiased or not self.on:
             self._gap = every
         else:
             self._gap = min(every, 2 * self._gap if before else _FIRST_GAP)

@@ -23,6 +23,7 @@ from convoy.strategies.speculative.acceptance import Selection, cosine
 from convoy.strategies.speculative.build import ENGINES, Programs, Remembered, describe, prepare
 from convoy.strategies.speculative.controller import Controller, Mode, Rule
 from convoy.strategies.speculative.frame import NotedFrame
+from convoy.strategies.speculative.kernels import coupled
 from convoy.strategies.speculative.plan import SpeculativePlan
 from convoy.strategies.speculative.predictors import Zero
 from convoy.strategies.speculative.strategy import Speculative
@@ -74,8 +75,7 @@ class SpeculativeStep(SettledStep):
         self._strategy = strategy
         choice = strategy.choice
         self._controller = Controller(
-            Rule.parse(strategy.controller), strategy.warmup, unbiased=choice.dithered or choice.unbiased,
-            skips=strategy.form == "faithful" and choice.kind is Zero,
+            Rule.parse(strategy.controller), strategy.warmup, skips=strategy.form == "faithful" and choice.kind is Zero,
         )  # fmt: skip
         self._time = TimeSaved()
         self._programs: Programs | None = None
@@ -164,6 +164,10 @@ class SpeculativeStep(SettledStep):
                 graph.bind(*arguments(x)),
             )  # fmt: skip
             self._remembered, self._programs = prepared.remembered, Programs(prepared)
+            inside = [unit for unit in prepared.units.units if unit.name in prepared.region.inside]
+            choice = self._strategy.choice  # through BatchNorm nothing comes to samples that are left out
+            unbiased = (choice.dithered or choice.unbiased) and not any(map(coupled, inside))
+            self._controller.unbiased = unbiased
             if self._restored is not None:
                 _restore_memory(self._remembered, self._restored)
                 self._restored = None
