@@ -28,15 +28,20 @@ def named(strategy: Speculative) -> str:
     return f"{strategy.form} {strategy.predictor}"
 
 
+def stopped_and_resumed(run: Any, strategy: Speculative, tmp_path: Any) -> Any:
+    """Two epochs of three, and the rest by another trainer from the last checkpoint, in the middle of an epoch."""
+    run(strategy, run_dir=tmp_path, name="part", save_every=7).fit(2)
+    resumed = run(strategy, run_dir=tmp_path, name="part", save_every=7)
+    resumed.trainer.load(tmp_path / "part")
+    resumed.fit(3)
+    return resumed
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=named)
 def test_resumed_in_the_middle(run: Any, same: Any, strategy: Speculative, tmp_path: Any) -> None:
     whole = run(strategy)
     whole.fit(3)
-    stopped = run(strategy, run_dir=tmp_path, name="part", save_every=7)
-    stopped.fit(2)
-    resumed = run(strategy, run_dir=tmp_path, name="part", save_every=7)
-    resumed.trainer.load(tmp_path / "part")
-    resumed.fit(3)
+    resumed = stopped_and_resumed(run, strategy, tmp_path)
     same(whole, resumed)
     late = {(e.name, e.batch): dict(e.data) for e in whole.events if e.kind == "decision" and e.name != "drain"}
     again = {(e.name, e.batch): dict(e.data) for e in resumed.events if e.kind == "decision" and e.name != "drain"}
@@ -143,11 +148,7 @@ def test_a_loss_that_ends_speculation_is_a_decision_that_is_resumed_and_replayed
     ended = [e for e in whole.events if e.name == "speculation" and e.kind == "decision" and "loss" in e.data]
     told = [e for e in whole.events if e.kind == "warning" and "the loss rose to" in e.data["message"]]
     assert len(ended) == len(told) > 1 and all(e.data["on"] is False for e in ended)
-    stopped = run(strategy, run_dir=tmp_path, name="part", save_every=7)
-    stopped.fit(2)
-    resumed = run(strategy, run_dir=tmp_path, name="part", save_every=7)
-    resumed.trainer.load(tmp_path / "part")
-    resumed.fit(3)
+    resumed = stopped_and_resumed(run, strategy, tmp_path)
     same(whole, resumed)
     made, again, events, data = parts(), parts(), [], batches(12)
     with strategy.bind(made.model, nn.CrossEntropyLoss(), made.optimizer, sink=events.append) as step:

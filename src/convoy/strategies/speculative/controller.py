@@ -163,9 +163,8 @@ class Controller:
             return False
         assert self.loss is not None
         if self.lowest is None or self.loss < self.lowest:
-            error = sqrt(
-                self._spread / self._weight * (1 - keep) / (1 + keep)
-            )  # as it was then: what rises also spreads
+            # The error as it is now: what rises also spreads.
+            error = sqrt(self._spread / self._weight * (1 - keep) / (1 + keep))
             self.lowest, self._bound = self.loss, self.loss + self.RISE * abs(self.loss) + self.SPREAD * error
         if isfinite(loss) and self.loss <= self._bound:
             return False

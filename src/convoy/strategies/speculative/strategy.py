@@ -105,7 +105,7 @@ class Speculative(Strategy):
     @property
     def suspects(self) -> str | None:
         less = "a smaller share" if self.threshold is None else f"a threshold below {self.threshold:g}"
-        guarded = "" if Rule.parse(self.controller).always is False else ", or controller='auto'"
+        guarded = ", or controller='auto'" if Rule.parse(self.controller).always else ""
         return f"speculated signals may be wrong: try {less}{guarded}"
 
     def bind(
