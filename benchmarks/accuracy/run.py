@@ -9,9 +9,12 @@ file, and its content the last line printed.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,14 @@ import torch
 from torch import nn
 
 from convoy.data import open_data
+from convoy.graph.capture import capture
+from convoy.graph.split import cut_after_layer, split
 from convoy.models import PUBLISHED_PPV, build
 from convoy.strategies.base import Settings, Strategy
 from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.sequential import Sequential
+from convoy.training.evaluation import evaluate
 from convoy.training.trainer import Trainer
 
 
@@ -47,6 +53,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--channels-last", action="store_true", help="memory format of images: other rounding, faster")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    parser.add_argument("--warmup", type=float, default=0.3, help="share of the run in which the rate rises")
+    parser.add_argument("--momentum", default="0.9", help="or one a stage, 0.8,0.9; the rate is scaled by (1 - m)/0.1")
+    parser.add_argument("--recalibrate", action="store_true", help="also test with BatchNorm's estimates made anew")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images")
     parser.add_argument("--out", type=Path, required=True, help="result file without ending, under this folder")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where checkpoints go")
@@ -74,17 +84,51 @@ def strategy(options: argparse.Namespace) -> Strategy:
     return pipelined
 
 
+def parameter_groups(model: nn.Module, options: argparse.Namespace, example: torch.Tensor) -> list[dict[str, Any]]:
+    """One group, or one a stage with its own momentum and a rate of the same effect, lr · (1 - m) / 0.1."""
+    momenta = [float(m) for m in options.momentum.split(",")]
+    if len(momenta) == 1:
+        return [{"params": list(model.parameters()), "lr": options.lr, "momentum": momenta[0]}]
+    graph = capture(copy.deepcopy(model), (example,))
+    segments = split(graph, [cut_after_layer(graph, int(layer)) for layer in options.ppv.split(",")])
+    named = dict(model.named_parameters())
+    return [
+        {"params": [named[name] for name in segment.parameters], "lr": options.lr * (1 - m) / 0.1, "momentum": m}
+        for segment, m in zip(segments, momenta, strict=True)
+    ]
+
+
+def recalibrated(model: nn.Module, train: Iterable[Any], validation: Iterable[Any], settings: Settings) -> float:
+    """Test accuracy where BatchNorm's running estimates are the mean over 100 batches with the final weights."""
+    model = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(islice(train, 100), model)
+    evaluation = evaluate(model, nn.functional.cross_entropy, validation, settings, settings.threads or 1)
+    return evaluation.accuracy or 0.0
+
+
 def main() -> None:
     options = arguments()
     data = open_data(options.data, batch_size=options.batch_size, seed=options.seed, limit=options.limit)
     channels, image_size = data.sample_shape[0], data.sample_shape[1]
     torch.manual_seed(options.seed)
     model = build(options.net, classes=len(data.classes), channels=channels, image_size=image_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True
-    )
+    groups = parameter_groups(model, options, torch.zeros(2, *data.sample_shape))
+    optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)
     steps = options.epochs * len(data.train)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in groups],
+        total_steps=steps,
+        pct_start=options.warmup,
+        cycle_momentum=False,
+    )
+    settings = Settings(
+        seed=options.seed,
+        threads=options.threads,
+        total_steps=steps,
+        channels_last=options.channels_last,
+        precision=options.precision,
+    )
     name = options.out.name
     begun = any((options.work / name / "checkpoints").glob("*"))
     if not begun:
@@ -96,9 +140,7 @@ def main() -> None:
         scheduler=schedule,
         scheduler_interval="batch",
         strategy=strategy(options),
-        settings=Settings(
-            seed=options.seed, threads=options.threads, total_steps=steps, channels_last=options.channels_last
-        ),
+        settings=settings,
         run_dir=options.work,
         name=name,
         save_every="epoch",
@@ -115,6 +157,8 @@ def main() -> None:
         "seconds": [round(record.seconds, 1) for record in history],
         "torch": torch.__version__,
     }
+    if options.recalibrate:
+        result["recalibrated"] = round(100 * recalibrated(model, data.train, data.validation, settings), 2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_name(f"{options.out.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
