@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -26,8 +27,8 @@ def _model() -> nn.Module:
     )  # fmt: skip
 
 
-def _bench(model: nn.Module) -> Bench:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+def _bench(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Bench:
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     settings = Settings(threads=2, forecast=True)
     x, y = torch.randn(8, 3, 8, 8), torch.randint(0, 5, (8,))
     return Bench(model, nn.CrossEntropyLoss(), x, y, settings, optimizer, hurry=0.02)
@@ -64,6 +65,24 @@ def test_the_step_that_is_told_is_what_the_engine_took(strategy, long_enough, mo
     assert len(ends) > rehearsal.WINDOWS * rehearsal.STEPS
     gaps = [b - a for a, b in pairwise(ends)]
     assert min(gaps) <= plan.step_seconds <= max(gaps)
+
+
+class Slow(torch.optim.SGD):
+    """Takes its time where it has anything to update."""
+
+    def step(self, closure=None):
+        if any(parameter.grad is not None for group in self.param_groups for parameter in group["params"]):
+            time.sleep(0.02)
+        return super().step(closure)
+
+
+def test_updates_count(long_enough):
+    model = _model()
+    bench = _bench(model, Slow(model.parameters(), lr=0.1, momentum=0.9))
+    plan = plan_on(bench, Pipelined(cuts=["4"]), nn.CrossEntropyLoss()).plan
+    assert plan.step_seconds > 0.02
+    assert not {id(p) for p in bench.scratch.parameters.values()} & {id(p) for p in model.parameters()}
+    assert {id(p) for p in bench.scratch.parameters.values()} == {id(p) for p in bench.scratch.program.parameters()}
 
 
 def test_nothing_of_the_users_changes(long_enough):
@@ -107,3 +126,11 @@ def test_what_is_not_rehearsed(why, monkeypatch):
     elif why == "no forecast":
         planned = replace(planned, plan=replace(planned.plan, step_seconds=None))
     assert rehearsal.rehearse(bench, planned, nn.CrossEntropyLoss()) is None
+
+
+def test_images_are_counted_once_however_many_micro_batches_share_them():
+    """A micro-batch is a view; what a layer keeps of it is not the storage of the whole mini-batch."""
+    bench = _bench(_model())
+    first = bench.graph.position[bench.graph.layers[0].name]
+    kept = [bench.profile(1, parts).saved_bytes(first, first + 1) for parts in (1, 4)]
+    assert kept == [8 * 3 * 8 * 8 * 4, 2 * 3 * 8 * 8 * 4]

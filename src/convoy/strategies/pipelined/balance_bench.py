@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convoy.engines.interrupts import interruptible
@@ -23,7 +23,7 @@ from convoy.graph.graph import Graph
 from convoy.graph.split import split
 from convoy.graph.stage_times import Round, stage_rounds
 from convoy.strategies.base import Loss, Settings
-from convoy.strategies.batch import arguments, batch_size
+from convoy.strategies.batch import arguments, batch_size, map_tensors
 from convoy.strategies.pipelined.balance import ROUNDS, Balanced, Places, Trial, runnable, search, these_cuts
 from convoy.strategies.pipelined.balance_fit import Cuts
 from convoy.strategies.pipelined.parts import split_parts
@@ -67,9 +67,9 @@ class Bench:
         self._balanced: dict[Any, Balanced] = {}
 
     def part(self, parts: int) -> tuple[Any, Any]:
-        """The first of ``parts`` micro-batches."""
+        """The first of ``parts`` micro-batches, in memory of its own: what a layer keeps of it is counted by storage."""
         x, y, _ = split_parts(self._x, self._y, self.samples, min(parts, self.samples))[0]
-        return x, y
+        return (x, y) if parts == 1 else (map_tensors(Tensor.clone, x), map_tensors(Tensor.clone, y))
 
     def profile(self, threads: int, parts: int = 1) -> Profile:
         """The nodes one by one, for one micro-batch."""
@@ -181,7 +181,9 @@ class Bench:
     @cached_property
     def scratch(self) -> Graph:
         """The graph with weights and estimates of its own, to run and to train."""
-        return replace(self.graph, program=copy.deepcopy(self.graph.program))
+        graph = self.graph
+        program, parameters, buffers = copy.deepcopy((graph.program, dict(graph.parameters), dict(graph.buffers)))
+        return replace(graph, program=program, parameters=parameters, buffers=buffers)
 
     @cached_property
     def _trained(self) -> Mapping[str, int]:
