@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -105,12 +106,14 @@ STUDIES = {
     "k1-early": ("ResNet-20, two stages, early cut (PPV 7)", "k3"),
     "k1-deep": ("ResNet-20, two stages, deep cut (PPV 17)", "k3"),
     "k7-resnet56": ("ResNet-56, eight stages (PPV 7, 13, 19, 27, 35, 43, 49)", "k7-resnet56"),
-    "k3-vgg16": ("VGG-16, four stages", "k3-vgg16"),
+    "k3-vgg16": ("VGG-16, four stages (PPV 4, 7, 10), 25,000 images, bfloat16", "k3-vgg16"),
 }
 """Title and the study whose sequential runs are compared with. Files: STUDY-VARIANT-eEPOCHS-sSEED.json."""
 RATES = {"k3-vgg16": 0.05}
 SCREENED = 4
-"""Runs of so many epochs are for screening, and stand in the lab."""
+"""Runs of so many epochs of the study k3 are for screening, and stand in the lab."""
+WIDE = "wide"
+"""The wider screening, on half of the images and in bfloat16: files wide-VARIANT-eEPOCHS-sSEED.json."""
 
 Runs = dict[str, dict[int, list[float]]]
 """Variant → seed → test accuracy after every epoch."""
@@ -166,7 +169,7 @@ def deep() -> list[str]:
         lengths = {
             int(path.stem.rsplit("-", 2)[1][1:]) for path in (HERE / "accuracy" / "results").glob(f"{study}-*-s*")
         }
-        for epochs in sorted(lengths - {SCREENED}, reverse=True):
+        for epochs in sorted(lengths - ({SCREENED} if study == "k3" else set()), reverse=True):
             variants = runs_of(study, epochs)
             base = runs_of(base_of, epochs).get("sequential", {})
             if not variants:
@@ -190,12 +193,40 @@ def deep() -> list[str]:
 
 
 def screened() -> list[str]:
-    """The runs of four epochs, for the lab: accuracy after every epoch, best last."""
-    found = runs_of("k3", SCREENED)
-    lines = ["| variant | " + " | ".join(str(e + 1) for e in range(SCREENED)) + " |", "|---|" + "---:|" * SCREENED]
-    for name in sorted(found, key=lambda n: found[n][0][-1]):
-        lines.append(f"| {shown_variant(name)} | " + " | ".join(f"{a:.2f}" for a in found[name][0]) + " |")
-    return lines
+    """The runs of four epochs, for the lab: accuracy after every epoch, best last; then the wider screening."""
+    tables = []
+    for study in ("k3", WIDE):
+        lines = [
+            "| variant | " + " | ".join(str(e + 1) for e in range(SCREENED)) + " | BatchNorm's estimates anew |",
+            "|---|" + "---:|" * (SCREENED + 1),
+        ]
+        paths = (HERE / "accuracy" / "results").glob(f"{study}-*-e{SCREENED}-s*.json")
+        runs = [json.loads(path.read_text()) for path in paths if not path.name.startswith("k3-vgg16")]
+        for run in sorted(runs, key=lambda run: run["accuracy"][-1]):
+            reached = " | ".join(f"{a:.2f}" for a in run["accuracy"])
+            anew = f"{run['recalibrated']:.2f}" if "recalibrated" in run else "–"
+            lines.append(f"| {said(run['command'])} | {reached} | {anew} |")
+        tables.append("\n".join([*lines, ""]))
+    return tables
+
+
+def said(command: str) -> str:
+    """A variant in words, from the options of its command."""
+    words = command.split()
+    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
+    parts = [given.get("--clock", "registers" if "--ppv" in given else "one stage")]
+    if given.get("--strategy") == "sequential":
+        parts = ["sequential"]
+    for option, text in (
+        ("--accumulate", "accumulate {}"),
+        ("--correction", "{}"),
+        ("--sequential-first", "first {} epoch sequentially"),
+        ("--warmup", "rate rises over {} of the run"),
+        ("--momentum", "momentum by stage {}"),
+        ("--lr", "rate to {}"),
+    ):
+        parts += [text.format(given[option])] if option in given else []
+    return ", ".join(parts)
 
 
 def section() -> str:
