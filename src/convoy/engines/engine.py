@@ -34,7 +34,10 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Carries out actions. One per bound strategy; used from one thread (the driver)."""
+    """Carries out actions. One per bound strategy; used from one thread (the driver). ``beside``: on cores of this
+    machine, while the driver does something else."""
+
+    beside: bool
 
     def submit(self, entries: Iterable[Entry]) -> None:
         """Take up entries in program order. Entries of the driver lane are carried out at once, here."""

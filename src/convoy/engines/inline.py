@@ -18,6 +18,8 @@ from convoy.schedule.scoreboard import Scoreboard
 class InlineEngine:
     """Carries out every action at once, with the intra-op threads its lane would have, since sums depend on them."""
 
+    beside = False
+
     def __init__(self, program: Program, store: Store, options: EngineOptions) -> None:
         self._program, self._store, self._options = program, store, options
         self._board = Scoreboard()

@@ -155,6 +155,8 @@ class _KeepingStore(Store):
 class StreamsEngine(ThreadsEngine):
     """Threads that launch, streams that work."""
 
+    beside = False  # on the device: the cores are the driver's
+
     def __init__(self, program: Program, store: Store, options: EngineOptions, device: Device) -> None:
         self._device = device
         self._hazards = Hazards()

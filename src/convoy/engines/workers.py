@@ -29,6 +29,8 @@ _POLL_SECONDS = 0.5  # how often a waiting driver looks at the watchdog
 class Workers(ABC):
     """Workers as daemon threads of this process, one a lane of the options."""
 
+    beside = True
+
     def __init__(self, program: Program, store: Store, options: EngineOptions) -> None:
         self._program, self._store, self._options = program, store, options
         self._board = Scoreboard()
@@ -160,6 +162,7 @@ class Workers(ABC):
         perform(self._program, self._store, lane, action, self._options)
 
     def _work(self, lane: str, threads: int) -> None:
+        torch.get_num_threads()  # else this thread's first parallel region takes over what another thread set last
         torch.set_num_threads(threads)  # holds for this thread's parallel regions
         with self._lock:
             action = self._next(lane)

@@ -50,6 +50,8 @@ class RayEngine:
     """Implements ``Engine``. ``recipe`` goes to all actors once; ``own``: lane → plain values for its ``build``;
     ``encode`` makes the driver's own values ready to travel, ``modules`` travel by value."""
 
+    beside = True
+
     def __init__(
         self,
         program: Program,
