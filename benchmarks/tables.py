@@ -115,6 +115,9 @@ SCREENED = 4
 WIDE = "wide"
 """The wider screening, on half of the images and in bfloat16: files wide-VARIANT-eEPOCHS-sSEED.json."""
 
+EARLIER = {("k3", 5): {"sequential": "resnet20-sequential-5"}, ("k1-early", 5): {"registers": "resnet20-ppv7-5"}}
+"""Runs of seed 0 with a name of their own."""
+
 Runs = dict[str, dict[int, list[float]]]
 """Variant → seed → test accuracy after every epoch."""
 
@@ -128,6 +131,9 @@ def runs_of(study: str, epochs: int) -> Runs:
         reached = json.loads(path.read_text())["accuracy"]
         assert len(reached) == epochs, path
         found.setdefault(variant, {})[int(seed[1:])] = reached
+    for variant, name in EARLIER.get((study, epochs), {}).items():
+        path = HERE / "accuracy" / "results" / f"{name}.json"
+        found.setdefault(variant, {})[0] = json.loads(path.read_text())["accuracy"]
     return found
 
 
