@@ -230,8 +230,10 @@ def said(command: str) -> str:
         ("--warmup", "rate rises over {} of the run"),
         ("--momentum", "momentum by stage {}"),
         ("--lr", "rate to {}"),
+        ("--ppv", "PPV {}"),
     ):
-        parts += [text.format(given[option])] if option in given else []
+        if option in given and given[option] != "7,13,17":
+            parts.append(text.format(given[option]))
     return ", ".join(parts)
 
 
