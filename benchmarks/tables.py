@@ -115,9 +115,6 @@ SCREENED = 4
 WIDE = "wide"
 """The wider screening, on half of the images and in bfloat16: files wide-VARIANT-eEPOCHS-sSEED.json."""
 
-EARLIER = {("k3", 5): {"sequential": "resnet20-sequential-5"}, ("k1-early", 5): {"registers": "resnet20-ppv7-5"}}
-"""Runs of seed 0 with a name of their own."""
-
 Runs = dict[str, dict[int, list[float]]]
 """Variant → seed → test accuracy after every epoch."""
 
@@ -126,15 +123,17 @@ def runs_of(study: str, epochs: int) -> Runs:
     found: Runs = {}
     for path in sorted((HERE / "accuracy" / "results").glob(f"{study}-*-e{epochs}-s*.json")):
         variant, _, seed = path.stem.removeprefix(f"{study}-").rsplit("-", 2)
-        if any(other != study and path.stem.startswith(f"{other}-") for other in STUDIES if len(other) > len(study)):
+        if not belongs(path.stem, study):
             continue
         reached = json.loads(path.read_text())["accuracy"]
         assert len(reached) == epochs, path
         found.setdefault(variant, {})[int(seed[1:])] = reached
-    for variant, name in EARLIER.get((study, epochs), {}).items():
-        path = HERE / "accuracy" / "results" / f"{name}.json"
-        found.setdefault(variant, {})[0] = json.loads(path.read_text())["accuracy"]
     return found
+
+
+def belongs(name: str, study: str) -> bool:
+    """Not to a study with a longer name that begins alike: k3 and k3-vgg16."""
+    return not any(len(other) > len(study) and name.startswith(f"{other}-") for other in STUDIES)
 
 
 FIRST = ("sequential", "sequential-acc4", "registers")
@@ -172,9 +171,8 @@ def deep() -> list[str]:
     """Accuracy of every study: last accuracy of its variants, and the paired difference to sequential training."""
     lines: list[str] = []
     for study, (title, base_of) in STUDIES.items():
-        lengths = {
-            int(path.stem.rsplit("-", 2)[1][1:]) for path in (HERE / "accuracy" / "results").glob(f"{study}-*-s*")
-        }
+        paths = (HERE / "accuracy" / "results").glob(f"{study}-*-e*-s*.json")
+        lengths = {int(path.stem.rsplit("-", 2)[1][1:]) for path in paths if belongs(path.stem, study)}
         for epochs in sorted(lengths - ({SCREENED} if study == "k3" else set()), reverse=True):
             variants = runs_of(study, epochs)
             base = runs_of(base_of, epochs).get("sequential", {})
@@ -207,7 +205,7 @@ def screened() -> list[str]:
             "|---|" + "---:|" * (SCREENED + 1),
         ]
         paths = (HERE / "accuracy" / "results").glob(f"{study}-*-e{SCREENED}-s*.json")
-        runs = [json.loads(path.read_text()) for path in paths if not path.name.startswith("k3-vgg16")]
+        runs = [json.loads(path.read_text()) for path in paths if belongs(path.stem, study)]
         for run in sorted(runs, key=lambda run: run["accuracy"][-1]):
             reached = " | ".join(f"{a:.2f}" for a in run["accuracy"])
             anew = f"{run['recalibrated']:.2f}" if "recalibrated" in run else "–"
@@ -234,6 +232,7 @@ def said(command: str) -> str:
     ):
         if option in given and given[option] != "7,13,17":
             parts.append(text.format(given[option]))
+    parts += [f"seed {given['--seed']}"] if given.get("--seed", "0") != "0" else []
     return ", ".join(parts)
 
 

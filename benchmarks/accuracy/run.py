@@ -29,7 +29,7 @@ from convoy.strategies.base import Settings, Strategy
 from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.sequential import Sequential
-from convoy.training.evaluation import evaluate
+from convoy.training.evaluation import autocast, evaluate
 from convoy.training.trainer import Trainer
 
 
@@ -55,12 +55,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true", help="memory format of images: other rounding, faster")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--warmup", type=float, default=0.3, help="share of the run in which the rate rises")
-    parser.add_argument("--momentum", default="0.9", help="or one a stage, 0.8,0.9; the rate is scaled by (1 - m)/0.1")
+    parser.add_argument("--momentum", default="0.9", help="0.8,0.9: one a stage, the rate of each times (1 - m)/0.1")
     parser.add_argument("--recalibrate", action="store_true", help="also test with BatchNorm's estimates made anew")
     parser.add_argument("--limit", type=int, default=None, help="use only so many training images")
     parser.add_argument("--out", type=Path, required=True, help="result file without ending, under this folder")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where checkpoints go")
     return parser.parse_args()
+
+
+def placement(options: argparse.Namespace) -> list[int]:
+    """The pipeline placement vector asked for."""
+    if options.ppv == "published":
+        return list(PUBLISHED_PPV[options.net])
+    return [int(p) for p in (options.ppv or "").split(",") if p]
 
 
 def strategy(options: argparse.Namespace) -> Strategy:
@@ -75,8 +82,7 @@ def strategy(options: argparse.Namespace) -> Strategy:
     }
     if options.ppv is None:
         return Pipelined(stages=1, **fields)
-    ppv = PUBLISHED_PPV[options.net] if options.ppv == "published" else [int(p) for p in options.ppv.split(",")]
-    pipelined = Pipelined(ppv=ppv, **fields)
+    pipelined = Pipelined(ppv=placement(options), **fields)
     if options.sequential_first:
         return Hybrid(Sequential(), pipelined, switch=options.sequential_first)
     if options.sequential_from:
@@ -90,7 +96,7 @@ def parameter_groups(model: nn.Module, options: argparse.Namespace, example: tor
     if len(momenta) == 1:
         return [{"params": list(model.parameters()), "lr": options.lr, "momentum": momenta[0]}]
     graph = capture(copy.deepcopy(model), (example,))
-    segments = split(graph, [cut_after_layer(graph, int(layer)) for layer in options.ppv.split(",")])
+    segments = split(graph, [cut_after_layer(graph, layer) for layer in placement(options)])
     named = dict(model.named_parameters())
     return [
         {"params": [named[name] for name in segment.parameters], "lr": options.lr * (1 - m) / 0.1, "momentum": m}
@@ -101,8 +107,10 @@ def parameter_groups(model: nn.Module, options: argparse.Namespace, example: tor
 def recalibrated(model: nn.Module, train: Iterable[Any], validation: Iterable[Any], settings: Settings) -> float:
     """Test accuracy where BatchNorm's running estimates are the mean over 100 batches with the final weights."""
     model = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(islice(train, 100), model)
-    evaluation = evaluate(model, nn.functional.cross_entropy, validation, settings, settings.threads or 1)
+    with autocast(torch.device("cpu"), settings):
+        torch.optim.swa_utils.update_bn(islice(train, 100), model)
+    threads = settings.threads or torch.get_num_threads()
+    evaluation = evaluate(model, nn.functional.cross_entropy, validation, settings, threads)
     return evaluation.accuracy or 0.0
 
 

@@ -34,8 +34,8 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Carries out actions. One per bound strategy; used from one thread (the driver). ``beside``: on cores of this
-    machine, while the driver does something else."""
+    """Carries out actions. One per bound strategy; used from one thread (the driver). ``beside``: on processor
+    cores, those of the driver's machine among them, while the driver does something else."""
 
     beside: bool
 

@@ -44,7 +44,6 @@ class Workers(ABC):
         self._moved_at = options.clock()
         self._failure: Failure | None = None
         self._stop = False
-        self._threads_before = torch.get_num_threads()
         self._workers = [
             threading.Thread(target=self._work, args=(lane, threads), name=f"convoy {lane}", daemon=True)
             for lane, threads in options.lanes.items()
@@ -126,7 +125,7 @@ class Workers(ABC):
 
     def close(self) -> None:
         self._end(self._options.watchdog_seconds)
-        torch.set_num_threads(self._threads_before)
+        torch.set_num_threads(torch.get_num_threads())  # for threads yet to come, what the workers set last counts
 
     def _end(self, seconds: float) -> None:
         """Stop the workers, and wait so long for the actions that are under way: the interpreter would end in the

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convoy.engines.driver import callers_threads
 from convoy.errors import CheckpointError, OptionError, RunError
 from convoy.events.event import Sink
 from convoy.strategies.base import DataStrategy, Loss, Settings, Step, Strategy
@@ -82,7 +83,7 @@ class Trainer:
         self._model_name = model_name or type(model).__name__
         self._callbacks = tuple(callbacks)
         self._sinks = tuple(sinks)
-        self._threads = self._setup.settings.threads or torch.get_num_threads()
+        self._threads = self._setup.settings.threads or callers_threads()
         self._state = TrainingState()
         self._watches = Watches.of(self._setup)
         self._run: RunDirectory | None = None

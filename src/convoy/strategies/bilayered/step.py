@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convoy.data.keys import key
+from convoy.engines.driver import callers_threads
 from convoy.errors import CheckpointError, Diverged, InternalError, OptionError, RunError
 from convoy.events.event import Event, EventKind, Sink
 from convoy.strategies.base import Loss, Settings, StepResult, Turn, TurnResult
@@ -222,7 +223,7 @@ class BiLayeredStep:
             rules.samples,
             len(self._samples.held_out),
             layout.bytes,
-            settings.threads or torch.get_num_threads(),
+            settings.threads or callers_threads(),
             self._notes,
         )
         self._report("plan", strategy.name, self._plan.to_dict())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convoy.engines.driver import callers_threads
 from convoy.errors import OptionError
 from convoy.strategies.pipelined.balance import Places
 from convoy.strategies.pipelined.clock import delays, staleness_in_updates
@@ -121,7 +122,7 @@ def workers_at_hand(settings: Settings) -> int:
     """How many stages can work at once: devices where there are any, else threads."""
     if torch.device(settings.device).type == "cuda":
         return torch.cuda.device_count()
-    return settings.threads or torch.get_num_threads()
+    return settings.threads or callers_threads()
 
 
 def _clocks(strategy: Pipelined) -> tuple[str, ...]:

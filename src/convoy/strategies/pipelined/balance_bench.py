@@ -67,9 +67,10 @@ class Bench:
         self._balanced: dict[Any, Balanced] = {}
 
     def part(self, parts: int) -> tuple[Any, Any]:
-        """The first of ``parts`` micro-batches, in memory of its own: what a layer keeps is counted by storage."""
+        """The first of ``parts`` micro-batches, in memory of its own: what a layer keeps is counted by storage, not
+        by view."""
         x, y, _ = split_parts(self._x, self._y, self.samples, min(parts, self.samples))[0]
-        return (x, y) if parts == 1 else (map_tensors(Tensor.clone, x), map_tensors(Tensor.clone, y))
+        return map_tensors(Tensor.clone, x), map_tensors(Tensor.clone, y)
 
     def profile(self, threads: int, parts: int = 1) -> Profile:
         """The nodes one by one, for one micro-batch."""

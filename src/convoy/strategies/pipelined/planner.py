@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from convoy.engines.driver import callers_threads
 from convoy.errors import OptionError
 from convoy.graph.split import split
 from convoy.schedule.plan import megabytes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def available_threads(settings: Settings) -> int:
     """Intra-op threads to share among the workers: the settings' number, else as many as PyTorch would use here."""
-    return settings.threads or torch.get_num_threads()
+    return settings.threads or callers_threads()
 
 
 def plan_pipeline(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from convoy.engines.driver import DriverThreads
+from convoy.engines.driver import OneThread
 from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.inline import InlineEngine
 from convoy.engines.interrupts import uninterrupted
@@ -78,7 +78,7 @@ class PipelinedStep:
         self._measured: PipelinePlan | None = None
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
         self._engine: Engine | None = None
-        self._driver = DriverThreads()
+        self._one_thread = OneThread()
         self._closed = False
         self._next = 0
         self._said_uneven = False
@@ -94,11 +94,18 @@ class PipelinedStep:
     def __call__(self, x: Any, y: Any) -> PipelinedResult | None:
         if self._closed:
             raise InternalError("the step was closed", hint="bind the strategy again")
-        self._driver.alone(self._engine)
+        try:
+            return self._take(x, y)
+        except BaseException:
+            self._one_thread.release()
+            raise
+
+    def _take(self, x: Any, y: Any) -> PipelinedResult | None:
+        self._one_thread.hold(self._engine)
         x, y = self._prepare(x, y)
         if self._engine is None:
             self._build(x, y)
-            self._driver.alone(self._engine)
+            self._one_thread.hold(self._engine)
         assert self._engine is not None
         self._check_optimizer()
         feeds = feeds_of(
@@ -137,10 +144,12 @@ class PipelinedStep:
     def drain(self) -> list[StepResult]:
         if self._engine is None:
             return []
-        with uninterrupted():
-            self._submit(self._clock.drain())
-        self._engine.settle()
-        self._driver.own()
+        try:
+            with uninterrupted():
+                self._submit(self._clock.drain())
+            self._engine.settle()
+        finally:
+            self._one_thread.release()
         self._forget()
         self._entered, self._begin = None, True
         results: list[StepResult] = list(self._pending)
@@ -150,7 +159,7 @@ class PipelinedStep:
 
     def close(self) -> None:
         self._closed = True
-        self._driver.own()
+        self._one_thread.release()
         if self._engine is not None:
             self._engine.close()
             gather(self._model, self._settings.device)
@@ -242,7 +251,7 @@ class PipelinedStep:
         self._engine = self._make_engine(options, devices)
         self._extent = extent(self._optimizer)
         weakref.finalize(self, self._engine.abandon)  # a step that was dropped without close() leaves no threads
-        weakref.finalize(self, self._driver.own)
+        weakref.finalize(self, self._one_thread.release)
 
     def _make_engine(self, options: EngineOptions, devices: Sequence[torch.device | None]) -> Engine:
         if self._strategy.engine == "inline":

@@ -6,14 +6,12 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol, Self, TypeAlias
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from convoy.engines.driver import DriverThreads
+from convoy.engines.driver import OneThread, callers_threads
 from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.interrupts import uninterrupted
 from convoy.engines.program import CurrentProgram, Program, Store
@@ -60,13 +58,10 @@ class SettledStep(ABC):
         check(optimizer)
         check_settings(settings)
         self._model, self._loss, self._optimizer = model, loss, optimizer
-        if settings.threads is None:  # asked again in the middle of a run, the driver would say 1
-            settings = replace(settings, threads=torch.get_num_threads())
         self._settings, self._sink, self._disturb = settings, sink, disturb
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
         self._graph: Graph | None = None
         self._engine: Engine | None = None
-        self._driver = DriverThreads()
         self._versions: dict[str, int] = {}  # of the states, as the next mini-batch finds them
         self._form: tuple[Any, ...] = ()
         self._current = CurrentProgram()
@@ -89,7 +84,6 @@ class SettledStep(ABC):
 
     def drain(self) -> list[StepResult]:
         """Nothing is ever in flight."""
-        self._driver.own()
         return []
 
     def close(self) -> None:
@@ -114,9 +108,15 @@ class SettledStep(ABC):
         """``x`` and ``y`` on the device and in the memory format of the run."""
         if self._closed:
             raise InternalError("the step was closed", hint="bind the strategy again")
-        self._driver.alone(self._engine)
         x, y = to_device(x, self._settings.device), to_device(y, self._settings.device)
-        return channels_last(x) if self._settings.channels_last else x, y
+        if not self._settings.channels_last:
+            return x, y
+        one_thread = OneThread()
+        one_thread.hold(self._engine)
+        try:
+            return channels_last(x), y
+        finally:
+            one_thread.release()
 
     def _captured(self, x: Any) -> Graph:
         """The model's graph, made from the first batch."""
@@ -148,7 +148,6 @@ class SettledStep(ABC):
         )
         self._engine = make(self._current, Store(), options)
         weakref.finalize(self, self._engine.abandon)  # a step that was dropped without close() leaves no threads
-        weakref.finalize(self, self._driver.own)
 
     def _carry_out(self, built: Recurring, frame: Frame) -> None:
         """One mini-batch from beginning to end; Ctrl-C waits for it."""
@@ -175,7 +174,6 @@ class SettledStep(ABC):
             recurring.rank()
 
     def _stop(self) -> None:
-        self._driver.own()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -183,4 +181,4 @@ class SettledStep(ABC):
 
 def allowed_threads(settings: Settings) -> int:
     """Intra-op threads that may be used in all."""
-    return settings.threads or torch.get_num_threads()
+    return settings.threads or callers_threads()
