@@ -111,7 +111,7 @@ STUDIES = {
 """Title and the study whose sequential runs are compared with. Files: STUDY-VARIANT-eEPOCHS-sSEED.json."""
 RATES = {"k3-vgg16": 0.05}
 SCREENED = 4
-"""Runs of so many epochs of the study k3 are for screening, and stand in the lab."""
+"""Runs of so many epochs, or fewer, are for screening, and stand in the lab."""
 WIDE = "wide"
 """The wider screening, on half of the images and in bfloat16: files wide-VARIANT-eEPOCHS-sSEED.json."""
 
@@ -173,7 +173,7 @@ def deep() -> list[str]:
     for study, (title, base_of) in STUDIES.items():
         paths = (HERE / "accuracy" / "results").glob(f"{study}-*-e*-s*.json")
         lengths = {int(path.stem.rsplit("-", 2)[1][1:]) for path in paths if belongs(path.stem, study)}
-        for epochs in sorted(lengths - ({SCREENED} if study == "k3" else set()), reverse=True):
+        for epochs in sorted((length for length in lengths if length > SCREENED), reverse=True):
             variants = runs_of(study, epochs)
             base = runs_of(base_of, epochs).get("sequential", {})
             if not variants:
