@@ -106,7 +106,7 @@ STUDIES = {
     "k1-early": ("ResNet-20, two stages, early cut (PPV 7)", "k3"),
     "k1-deep": ("ResNet-20, two stages, deep cut (PPV 17)", "k3"),
     "k7-resnet56": ("ResNet-56, eight stages (PPV 7, 13, 19, 27, 35, 43, 49)", "k7-resnet56"),
-    "k3-vgg16": ("VGG-16, four stages (PPV 4, 7, 10), 25,000 images, bfloat16", "k3-vgg16"),
+    "k3-vgg16": ("VGG-16, four stages (PPV 4, 7, 10)", "k3-vgg16"),
 }
 """Title and the study whose sequential runs are compared with. Files: STUDY-VARIANT-eEPOCHS-sSEED.json."""
 RATES = {"k3-vgg16": 0.05}

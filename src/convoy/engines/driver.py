@@ -2,7 +2,7 @@
 
 A parallel region leaves its team of OpenMP threads spinning for some milliseconds, in case another follows at once. In
 the driver's thread, bringing images into another memory format is enough of a region, and the team then takes the
-workers' cores: 5 to 7 ms of a step on two cores, whether the step takes 14 or 120.
+workers' cores: 4 to 6 ms of steps of 14 to 90 ms, on two cores (``benchmarks/driver_threads``).
 """
 
 from __future__ import annotations

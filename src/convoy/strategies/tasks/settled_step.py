@@ -6,12 +6,13 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, Self, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
 
-from convoy.engines.driver import OneThread, callers_threads
+from convoy.engines.driver import callers_threads
 from convoy.engines.engine import Disturb, Engine, EngineOptions
 from convoy.engines.interrupts import uninterrupted
 from convoy.engines.program import CurrentProgram, Program, Store
@@ -19,6 +20,7 @@ from convoy.errors import InternalError
 from convoy.events.event import Sink
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
+from convoy.graph.timed_pass import intra_op_threads
 from convoy.schedule.plan import Plan
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
@@ -111,12 +113,9 @@ class SettledStep(ABC):
         x, y = to_device(x, self._settings.device), to_device(y, self._settings.device)
         if not self._settings.channels_last:
             return x, y
-        one_thread = OneThread()
-        one_thread.hold(self._engine)
-        try:
+        beside = self._engine is not None and self._engine.beside
+        with intra_op_threads(1) if beside else nullcontext():  # what follows would share the cores with its team
             return channels_last(x), y
-        finally:
-            one_thread.release()
 
     def _captured(self, x: Any) -> Graph:
         """The model's graph, made from the first batch."""
