@@ -66,6 +66,17 @@ def test_one_thread_from_batch_to_drain():
     assert torch.get_num_threads() == OWN
 
 
+def test_after_a_recut():
+    with _bound(PIPELINE) as step:
+        _has_begun(step)
+        step.drain()
+        step.recut(["3"])
+        assert torch.get_num_threads() == OWN
+        _has_begun(step)
+        step.drain()
+        assert torch.get_num_threads() == OWN
+
+
 def test_an_engine_in_the_drivers_own_thread_leaves_them():
     with _bound(Pipelined(stages=2, engine="inline")) as step:
         for _ in range(3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from convoy.errors import DataError
+from convoy.graph.timed_pass import intra_op_threads
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import batch_size, call, channels_last, split_batch, to_device
 from convoy.strategies.scoring import count_correct, eval_mode
@@ -47,19 +48,6 @@ def evaluate(model: nn.Module, loss: Loss, loader: Iterable[Any], settings: Sett
     if samples == 0:
         raise DataError("the loader for evaluation yields no samples", hint="check its data set and batch size")
     return Evaluation(loss_sum / samples, correct_sum / samples if classified else None, samples)
-
-
-@contextlib.contextmanager
-def intra_op_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, settings: Settings) -> contextlib.AbstractContextManager[Any]:

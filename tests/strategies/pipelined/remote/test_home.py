@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convoy.engines.driver import callers_threads
 from convoy.errors import Diverged, MachineError, ModelError, OptionError, RunError, WorkerFailed
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
@@ -26,6 +28,15 @@ FIXED = Settings(channels_last=False, watchdog_seconds=60)
 def ray(over_threads: Any) -> Any:
     with over_threads() as made:
         yield made
+
+
+@pytest.fixture
+def intra_op() -> Iterator[int]:
+    """The driver's number, of threads that it has for this test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
 
 
 def momentum(model: nn.Module) -> torch.optim.Optimizer:
@@ -269,6 +280,20 @@ def test_cut_anew_at_a_drain(runs: ModuleType, ray: Any) -> None:
         trained.append((dict(model.state_dict()), optimizer.state_dict(), losses))
     runs.same(trained[0], trained[1], "trained")
     assert [actor.dead for actor in ray.actors] == [True] * 4
+
+
+def test_the_driver_has_one_intra_op_thread_until_a_drain(runs: ModuleType, intra_op: int) -> None:
+    model = runs.Chain(3, 0.0, True)
+    with Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED) as step:
+        for cuts in (["3"], ["5"]):
+            for x, y in runs.batches([4, 4]):
+                step(x, y)
+            assert torch.get_num_threads() == 1 and callers_threads() == intra_op
+            step.drain()
+            assert torch.get_num_threads() == intra_op
+            step.recut(cuts)
+        step(*runs.batches([4])[0])
+    assert torch.get_num_threads() == intra_op
 
 
 def test_a_step_that_is_dropped_ends_its_actors(runs: ModuleType, ray: Any) -> None:
