@@ -109,7 +109,6 @@ STUDIES = {
     "k3-vgg16": ("VGG-16, four stages (PPV 4, 7, 10)", "k3-vgg16"),
 }
 """Title and the study whose sequential runs are compared with. Files: STUDY-VARIANT-eEPOCHS-sSEED.json."""
-RATES = {"k3-vgg16": 0.05}
 SCREENED = 4
 """Runs of so many epochs, or fewer, are for screening, and stand in the lab."""
 WIDE = "wide"
@@ -119,16 +118,34 @@ Runs = dict[str, dict[int, list[float]]]
 """Variant → seed → test accuracy after every epoch."""
 
 
+def paths_of(study: str, epochs: int) -> list[Path]:
+    paths = sorted((HERE / "accuracy" / "results").glob(f"{study}-*-e{epochs}-s*.json"))
+    return [path for path in paths if belongs(path.stem, study)]
+
+
 def runs_of(study: str, epochs: int) -> Runs:
     found: Runs = {}
-    for path in sorted((HERE / "accuracy" / "results").glob(f"{study}-*-e{epochs}-s*.json")):
+    for path in paths_of(study, epochs):
         variant, _, seed = path.stem.removeprefix(f"{study}-").rsplit("-", 2)
-        if not belongs(path.stem, study):
-            continue
         reached = json.loads(path.read_text())["accuracy"]
         assert len(reached) == epochs, path
         found.setdefault(variant, {})[int(seed[1:])] = reached
     return found
+
+
+def conditions(paths: Iterable[Path]) -> str:
+    """The highest rate and the precision, which all runs of a table have in common."""
+    found = set()
+    for path in paths:
+        given = options(json.loads(path.read_text())["command"])
+        assert "--limit" not in given, path
+        found.add((given.get("--lr", "0.1"), given.get("--precision", "float32")))
+    ((rate, precision),) = found
+    return f"highest rate {rate} for all, {precision}"
+
+
+def options(command: str) -> dict[str, str]:
+    return {word: value for word, value in pairwise(command.split()) if word.startswith("--")}
 
 
 def belongs(name: str, study: str) -> bool:
@@ -178,8 +195,9 @@ def deep() -> list[str]:
             base = runs_of(base_of, epochs).get("sequential", {})
             if not variants:
                 continue
+            beside = [path for path in paths_of(base_of, epochs) if "-sequential-e" in path.stem]
             lines += [
-                f"{title}, CIFAR-10, {epochs} epochs, highest rate {RATES.get(study, 0.1)} for all: test accuracy "
+                f"{title}, CIFAR-10, {epochs} epochs, {conditions([*paths_of(study, epochs), *beside])}: test accuracy "
                 "after the last epoch, and the difference to sequential training from the same seeds (of three: ± 95 % "
                 "interval).",
                 "",
@@ -187,7 +205,8 @@ def deep() -> list[str]:
                 "|---|---:|---:|---:|",
             ]
             if study != base_of and base:
-                variants = {"sequential": base, **variants}
+                seeds = {seed for reached in variants.values() for seed in reached}
+                variants = {"sequential": {seed: base[seed] for seed in sorted(seeds & set(base))}, **variants}
             for name in ordered(variants):
                 mean = fmean(reached[-1] for reached in variants[name].values())
                 apart = "–" if name == "sequential" else gap(variants[name], base)
@@ -216,8 +235,7 @@ def screened() -> list[str]:
 
 def said(command: str) -> str:
     """A variant in words, from the options of its command."""
-    words = command.split()
-    given = {word: value for word, value in pairwise(words) if word.startswith("--")}
+    given = options(command)
     parts = [given.get("--clock", "registers" if "--ppv" in given else "one stage")]
     if given.get("--strategy") == "sequential":
         parts = ["sequential"]
