@@ -6,6 +6,14 @@ Every error carries one sentence (the message, with the values that were given) 
 
 from __future__ import annotations
 
+LOWER_RATE = "lower the learning rate, or bound the gradient norm with clip"
+RESUME = "go on from the last checkpoint, where one was written"
+"""A hint of those who do not know the run's folder; the Trainer says in its place what the run has."""
+
+
+class ConvoyWarning(UserWarning):
+    """What a run warns of, where no callback and no sink hears of it."""
+
 
 class ConvoyError(Exception):
     """Base of all errors that convoy raises on purpose."""
@@ -72,7 +80,14 @@ class WorkerFailed(RunError):
 
 
 class Diverged(RunError):
-    """The loss or a gradient is not finite any more."""
+    """The loss, a gradient or a weight is not finite any more, or the loss has grown absurd.
+
+    ``batch``: the mini-batch that shows it, None where it is not one.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = LOWER_RATE, batch: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.batch = batch
 
 
 class Stalled(RunError):

@@ -100,6 +100,19 @@ def test_a_failed_worker_shows_the_grid(convoy: Any, monkeypatch: pytest.MonkeyP
     assert done.error == "F1.2 failed"
 
 
+def test_notes_say_where_and_a_traceback_of_another_process_is_for_debug(
+    convoy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = Diverged("the gradients are not finite")
+    error.add_note("In the actor:\nTraceback (most recent call last):\n  File host.py")
+    error.add_note("worker 1, in the backward of batch 8 at stage 1")
+    answer(monkeypatch, error)
+    done = convoy("doctor")
+    assert done.error == "the gradients are not finite" and "actor" not in done.err
+    assert "  seen by worker 1, in the backward of batch 8 at stage 1\n" in done.err
+    assert "In the actor" in convoy("doctor", "--debug").err
+
+
 def test_the_traceback_only_with_debug(convoy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, InputError("wrong"))
     assert "Traceback" not in convoy("doctor").err

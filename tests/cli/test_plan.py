@@ -104,6 +104,17 @@ def test_to_plan_no_data_are_needed(given: dict[str, Any], shape: tuple[int, int
     assert _shape(merge(given), "data" in given) == shape
 
 
+def test_a_bound_on_the_average_is_said_to_be_one(convoy: Any) -> None:
+    bounded = convoy(
+        "plan", *SMALL, "--strategy", "pipelined", "--ppv", "1", "--accumulate", "4", "--max-staleness", "0.2"
+    )
+    assert bounded.error == (
+        "this pipeline reads weights that are 0.5 updates old on average, and max_staleness is 0.2"
+    )
+    shown = " ".join(convoy("train", "--strategy", "pipelined", "--help").out.replace("│", " ").split())
+    assert "weights that are on average older than so many updates" in shown
+
+
 def test_help_shows_what_applies(convoy: Any) -> None:
     done = convoy("plan", "--help")
     assert done.code == 0 and "--workers" in done.out and "--grid" in done.out and "--resume" not in done.out

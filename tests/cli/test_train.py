@@ -75,6 +75,36 @@ def test_a_hybrid_switches(convoy: Any) -> None:
     assert (config["ppv"], config["switch"]) == ([1], 0.5)
 
 
+PIPELINED_LAST = ("--strategy", "hybrid", "--first", "sequential", "--then", "pipelined")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ppv", "99"), "ppv [99] goes past the last place to cut: LeNet5 has 5 layers"),
+        (("--ppv", "2", "--max-memory", "1MB"), "max_memory is 1.00 MB"),
+        (("--ppv", "2", "--max-staleness", "1"), "max_staleness is 1"),
+    ],
+)
+def test_what_the_second_part_of_a_hybrid_refuses_is_said_first(
+    convoy: Any, options: tuple[str, ...], message: str
+) -> None:
+    done = convoy("train", *SMALL, *PIPELINED_LAST, *options, "--switch", "1")
+    assert done.code == 2 and message in done.error
+    assert "epoch 1/2" not in done.err and not Path("runs").exists()
+
+
+def test_a_hybrid_shows_both_plans_first(convoy: Any) -> None:
+    done = convoy("train", *SMALL, *PIPELINED_LAST, "--ppv", "2", "--switch", "batch:1000")
+    assert done.code == 0, done.err
+    lines = ("until the switch:", "from the switch on:", "of all; staleness is counted", "epoch 1/2")
+    places = [done.err.index(text) for text in lines]
+    assert places == sorted(places)
+    assert "warning: the run has 6 mini-batches, so the switch before mini-batch 1000" in done.err[: places[-1]]
+    plan = json.loads(next(Path("runs").iterdir()).joinpath("plan.json").read_text())
+    assert plan["first"]["strategy"] == "sequential" and len(plan["then"]["stages"]) == 2
+
+
 def test_a_config_fed_back_gives_the_same_bits(convoy: Any, trained: Path) -> None:
     done = convoy("train", "--config", trained / "config.toml", "--name", "again", "--json", "--quiet")
     assert same(Path(done.json["run"]), trained)
@@ -178,3 +208,13 @@ def test_an_automatic_choice_is_recorded_and_resumed(convoy: Any) -> None:
     assert tomllib.loads((run / "config.toml").read_text())["stages"] == "auto"
     again = convoy("train", "--resume", run)
     assert again.code == 0 and "nothing left to do" in again.err
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_warning_before_training_is_printed_once(convoy: Any, quiet: bool) -> None:
+    options = ("--strategy", "pipelined", "--ppv", "1,2,3,4", "--correction", "spike")
+    done = convoy(
+        "train", *SMALL[:-2], "--lr", "0.001", *options, *(["--quiet"] if quiet else [])
+    )  # Python's warnings are errors here
+    assert done.code == 0, done.err
+    assert done.err.count("spike compensation multiplies") == (not quiet)

@@ -137,6 +137,26 @@ def test_a_hybrid_stands_beside_sequential_training() -> None:
     assert row.step_seconds > 0.5 * min(rows.values())
 
 
+@pytest.mark.parametrize("pipelined_first", [True, False])
+def test_a_hybrid_holds_what_the_larger_of_its_parts_holds(pipelined_first: bool) -> None:
+    pipeline = Pipelined(ppv=[2])
+    parts = (pipeline, convoy.Sequential()) if pipelined_first else (convoy.Sequential(), pipeline)
+    made = convoy.plan(net(), batch(), Hybrid(*parts, switch=0.5), workers=2)
+    assert isinstance(made, Comparison)
+    (hybrid,) = (row for row in made.rows if row.name == "hybrid")
+    sequential = next(row for row in made.rows if row.name == "sequential")
+    alone = convoy.plan(net(), batch(), pipeline, workers=2)
+    assert isinstance(alone, PipelinePlan) and alone.activation_bytes is not None
+    whole = alone.activation_bytes + alone.weights_held_bytes
+    assert hybrid.bytes == pytest.approx(whole, abs=len(alone.stages)) and hybrid.bytes > sequential.bytes
+    limit = (hybrid.bytes + sequential.bytes) // 2
+    bounded = convoy.plan(net(), batch(), Hybrid(*parts, switch=0.5), workers=2, settings=Settings(max_memory=limit))
+    assert isinstance(bounded, Comparison)
+    assert {row.name for row in bounded.rows} == {"sequential"}
+    (refused,) = (each for each in bounded.refused if each.name.startswith("hybrid"))
+    assert "and max_memory is" in refused.reason
+
+
 def test_what_was_asked_for_is_planned_with_its_fields() -> None:
     asked = convoy.Speculative(form="faithful", predictor="label-mean")
     made = convoy.plan(net(), batch(), asked, workers=2)

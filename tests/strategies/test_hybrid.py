@@ -1,5 +1,6 @@
 import threading
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from convoy.errors import InternalError, OptionError
+from convoy.errors import Diverged, InternalError, OptionError
 from convoy.strategies.base import Settings
 from convoy.strategies.bilayered import BiLayered
 from convoy.strategies.hybrid import Hybrid
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.registry import make_strategy, strategy_values
 from convoy.strategies.sequential import Sequential
+from convoy.strategies.switching import Stall
 from convoy.training.toml import dump_toml
 
 LOSS = nn.CrossEntropyLoss()
@@ -248,6 +250,123 @@ def test_a_run_that_is_killed_on_either_side_and_resumed_ends_with_the_same_bits
         return {e.batch: e.data["loss"] for e in made.events if e.kind == "step"}
 
     assert losses(again) == {b: v for b, v in losses(whole).items() if b >= resumed}
+
+
+def warnings(made):
+    return [e.data["message"] for e in made.events if e.kind == "warning" and e.name == "switch"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "message"), [("batch:1000", "12 mini-batches"), ("stall:9", "needs 11 at least"), (9, "2 epochs")]
+)
+def test_a_run_that_is_too_short_for_its_switch_says_so_before_it_trains(run, switch, message):
+    made = run(Hybrid(INLINE, Sequential(), switch))
+    made.fit(2)
+    assert not switches(made)
+    (said,) = warnings(made)
+    assert message in said and "will not come" in said
+    kinds = [e.kind for e in made.events]
+    assert kinds.index("warning") < kinds.index("step")
+
+
+def test_a_stall_that_never_came_is_said_before_the_run_ends(run, monkeypatch):
+    better = iter(range(1, 9))  # every validation is the best so far
+    monkeypatch.setattr(Stall, "update", lambda self, *_: improve(self, next(better)))
+    made = run(Hybrid(INLINE, Sequential(), "stall:1"))
+    made.fit(3)
+    (said,) = warnings(made)
+    assert "ends without its switch" in said
+    assert not switches(made) and (made.events[-1].kind, made.events[-1].name) == ("run", "end")
+
+
+def improve(stall, best):
+    stall.best, stall.waited = best, 0
+
+
+# --- what a run that diverges is told --------------------------------------------------------------------------------
+
+SPIKE = Pipelined(cuts=CUTS, engine="inline", correction="spike")
+
+
+@pytest.mark.parametrize(("pair", "named"), [((Sequential(), SPIKE), False), ((SPIKE, Sequential()), True)])
+def test_only_the_part_that_trains_is_suspected(run, pair, named):
+    made = run(Hybrid(*pair, 2), scheduler=False, settings=Settings(threads=1))
+    made.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(Diverged, match=r"\(epoch 1\)") as caught:
+        made.fit(3)
+    assert ("'spike' changes the effective step" in caught.value.hint) is named
+    assert "lower the learning rate" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:spike compensation")
+@pytest.mark.parametrize("pair", [(Sequential(), SPIKE), (SPIKE, Sequential())])
+def test_after_the_switch_it_is_the_other_one(parts, batches, pair):
+    made, found = parts(), []
+    with Hybrid(*pair, "batch:2").bind(made.model, LOSS, made.optimizer, settings=Settings(threads=1)) as step:
+        for x, y in batches(4):
+            step(x, y)
+            found.append(step.suspects is not None)
+    assert found == [part is SPIKE for part in pair for _ in range(2)]
+
+
+# --- corrections that count updates --------------------------------------------------------------------------------
+
+PIPEMARE = Pipelined(cuts=CUTS, engine="inline", correction="pipemare")
+
+
+@pytest.mark.parametrize("engine", ["inline", "threads"])
+def test_pipemare_begins_with_the_pipeline(parts, batches, same, engine):
+    # It counts the pipeline's own updates: after the switch the numbers are those of one that nothing went before.
+    pipelined = replace(PIPEMARE, engine=engine)
+    data, hand, ours = batches(12), parts(), parts()
+    hand.model.to(memory_format=torch.channels_last)
+    expected = plain_loop(hand, data[:5])
+    hand.optimizer.zero_grad()
+    with pipelined.bind(hand.model, LOSS, hand.optimizer, settings=Settings(threads=1, total_steps=12)) as step:
+        results = [step(x, y) for x, y in data[5:]]
+        expected += [float(r.loss) for r in [*results, *step.drain()] if r is not None]
+    assert train(Hybrid(Sequential(), pipelined, "batch:5"), ours, data, total_steps=12) == expected
+    same(hand, ours)
+
+
+@pytest.mark.parametrize("at", [9, 10, 13])
+def test_a_run_resumed_while_pipemare_anneals_ends_with_the_same_bits(run, same, tmp_path, at):
+    def die(event):
+        if event.kind == "step" and event.batch == at:
+            raise Killed
+
+    hybrid, options = Hybrid(Sequential(), PIPEMARE, "batch:8"), {"run_dir": tmp_path, "save_every": 1}
+    whole = run(hybrid, **options)
+    whole.fit(4)  # 24 mini-batches, so that it anneals over 6
+    first = run(hybrid, callbacks=[die], **options)
+    with pytest.raises(Killed):
+        first.fit(4)
+    again = run(hybrid, **options)
+    again.trainer.load(first.trainer.run_path)
+    again.fit(4)
+    assert again.events[0].data["resumed_from"] > 8
+    same(whole, again)
+
+
+def test_an_older_checkpoint_goes_on_as_it_was_begun(parts, batches):
+    data, made = batches(6), [parts(), parts()]
+    settings, hybrid = Settings(threads=1, total_steps=400), Hybrid(Sequential(), PIPEMARE, "batch:2")
+    for one, began in zip(made, (2, 0), strict=True):
+        with hybrid.bind(one.model, LOSS, one.optimizer, settings=settings) as step:
+            for x, y in data[:4]:
+                step(x, y)
+            step.drain()
+            state = step.state()
+        assert state["step"]["began"] == 2
+        state["step"]["began"] = began
+        if not began:  # nobody wrote it, and updates were counted from the beginning of the run
+            del state["step"]["began"]
+        with hybrid.bind(one.model, LOSS, one.optimizer, settings=settings) as step:
+            step.restore(state)
+            for x, y in data[4:]:
+                step(x, y)
+    weights = [next(iter(one.model.parameters())) for one in made]
+    assert not torch.equal(*weights)
 
 
 def test_the_run_folder_names_both_and_the_plan_follows(run, tmp_path):

@@ -73,6 +73,16 @@ def test_a_run_replays_from_its_events_to_the_same_bits(run, parts, same, tmp_pa
         assert sorted((d.name, d.batch) for d in replayed.decisions) == sorted(recorded)
 
 
+def test_the_oracle_counts_pipemares_updates_from_the_switch_too(run, parts, same):
+    settings = Settings(seed=3, threads=2, clip=1.0, total_steps=18)
+    hybrid = Hybrid(Sequential(), replace(PIPELINED, correction="pipemare"), 1)
+    made = run(hybrid, settings=settings)
+    made.fit(3)
+    again, replayed = replay(made, parts, hybrid, made.events, settings=settings)
+    same(made, again)
+    assert dict(enumerate(replayed.losses)) == losses(made)
+
+
 def test_the_decisions_matter(run, parts):
     made = run(PIPELINED)
     made.fit(3)

@@ -48,6 +48,54 @@ def test_after_more_epochs_than_there_are():
     assert Switching(SwitchRule.parse(9)).begin_epoch(0, 0, 10, 5) is None
 
 
+def warned(rule, epochs, batches, *, batch=0, epoch=0):
+    return Switching(SwitchRule.parse(rule)).begin_epoch(batch, epoch, epochs, batches)
+
+
+def test_before_a_mini_batch_that_there_is_not():
+    assert "12 mini-batches" in warned("batch:1000", 2, 6) and "will not come" in warned("batch:12", 2, 6)
+    assert warned("batch:11", 2, 6) is None
+    assert warned("batch:1000", 2, None) is None  # the loader does not know its length
+    resumed = Switching(SwitchRule.parse("batch:12"))
+    resumed.restore({"epoch": 1, "first": 6, "best": None, "waited": 0})
+    assert "12 mini-batches" in resumed.begin_epoch(9, 1, 2, 6)
+    assert resumed.begin_epoch(12, 2, 2, 6) is None  # said once
+
+
+@given(st.integers(1, 6), st.integers(1, 9))
+def test_a_stall_that_cannot_come_is_said_before(number, epochs):
+    never_better = [1.0 - epoch / 10 for epoch in range(epochs)]
+    comes = switches_at(f"stall:{number}", [2] * epochs, validations=never_better) is not None
+    assert (warned(f"stall:{number}", epochs, 2) is None) == comes
+
+
+def test_a_resumed_run_may_have_waited_already():
+    def resumed(waited):
+        switching = Switching(SwitchRule.parse("stall:3"))
+        switching.restore({"epoch": 4, "first": 8, "best": 0.5, "waited": waited})
+        return switching.begin_epoch(10, 5, 8, 2)
+
+    assert "needs 9 at least" in resumed(0)
+    assert resumed(1) is None and resumed(3) is None
+
+
+def sentence(rule, accuracies):
+    """What the end of the last epoch says."""
+    switching, said = Switching(SwitchRule.parse(rule)), None
+    for epoch, accuracy in enumerate(accuracies):
+        assert said is None
+        switching.begin_epoch(epoch, epoch, len(accuracies), 1)
+        said = switching.end_epoch(accuracy, None)
+    return said
+
+
+def test_a_stall_that_never_came_is_said_at_the_end():
+    assert "has not improved for 1 epoch, and the switch waits for 2" in sentence("stall:2", [0.1, 0.2, 0.3, 0.3])
+    assert "only with the last epoch" in sentence("stall:2", [0.1, 0.2, 0.2, 0.2])
+    assert sentence("stall:2", [0.1, 0.1]) is None  # said before
+    assert sentence(9, [0.1, 0.1]) is None
+
+
 @given(st.integers(1, 999).map(lambda n: n / 1000), st.integers(1, 12), st.integers(2, 30))
 def test_both_sides_of_a_share_get_a_mini_batch(share, epochs, batches):
     at = switches_at(share, [batches] * epochs)

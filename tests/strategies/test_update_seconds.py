@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convoy.strategies import update_seconds as module
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined.balance_bench import Bench
-from convoy.strategies.update_seconds import adding_seconds, update_seconds
+from convoy.strategies.update_seconds import adding_seconds, state_share, update_seconds
 
 
 @pytest.fixture
@@ -68,3 +68,28 @@ def test_micro_batches_cost_their_additions(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(bench.updates(1, 4)) == pytest.approx(13.0 + 3 * 26.0)
     first, last = (seconds for seconds in bench.updates(1, 4) if seconds)
     assert first == pytest.approx(12 * last), "in proportion to the bytes"
+
+
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [
+        (None, 1.0),
+        (lambda p: torch.optim.SGD(p, 0.1), 0.0),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), 1.0),
+        (lambda p: torch.optim.AdamW(p, 0.1), 2.0),
+        (lambda p: torch.optim.Adam(p, 0.1, amsgrad=True), 3.0),
+    ],
+)
+def test_what_an_optimizer_keeps(make: Any, share: float) -> None:
+    weights = [nn.Parameter(torch.zeros(3))]
+    optimizer = None if make is None else make(weights)
+    assert state_share(optimizer) == share
+    assert optimizer is None or not optimizer.state  # the user's was not stepped
+
+
+def test_a_step_that_fails_counts_as_momentum() -> None:
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise ValueError("other weights")
+
+    assert state_share(Own([nn.Parameter(torch.zeros(3))], 0.1)) == 1.0

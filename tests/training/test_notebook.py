@@ -77,6 +77,7 @@ class Interrupted:
         return nn.functional.cross_entropy(output, target)
 
 
+@pytest.mark.filterwarnings("ignore:.*it will never speculate")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_interrupt_and_run_again_leaves_no_threads(name):
     before = set(threading.enumerate())

@@ -116,7 +116,10 @@ class TrainConfig(BaseModel):
         value="N|auto",
     )
     max_staleness: float | None = _option(
-        "Strategy", "Refuse, or do not choose, weights older than so many updates.", of=_PIPELINED, value="X"
+        "Strategy",
+        "Refuse, or do not choose, weights that are on average older than so many updates.",
+        of=_PIPELINED,
+        value="X",
     )
     cuts: Names | None = _option(
         "Strategy", "Instead: the modules that begin stages 2, 3, …", of=_PIPELINED, value="NAME,…"

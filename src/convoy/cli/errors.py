@@ -25,7 +25,8 @@ def report(error: BaseException, *, debug: bool = False) -> int:
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {_line(message)}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):  # where in the schedule a worker found it
-        print(f"  seen by {_line(note)}", file=sys.stderr)
+        if "\n" not in note:  # the traceback in an actor is for --debug
+            print(f"  seen by {note}", file=sys.stderr)
     if hint:
         print(f"hint: {_line(hint)}", file=sys.stderr)
     return code

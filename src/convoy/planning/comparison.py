@@ -10,15 +10,16 @@ from typing import Any, ClassVar
 
 from convoy.schedule.plan import Plan, columns, megabytes
 from convoy.strategies.base import Strategy
+from convoy.strategies.pipelined.clock import age
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to train. ``step_seconds``: predicted time of a mini-batch. ``busy`` and ``worker_bytes``, by worker:
     share of the time, and activations, weights, gradients and momentum held. ``staleness`` of the stalest weights, in
-    updates. ``speculated``: share of the backward pass that is guessed. ``same_numbers``: what differs from plain
-    training, in a few words; ``exact``: whether nothing does but last digits. ``options``: how to ask for it. ``note``:
-    what the prediction assumes, and what else is to be known."""
+    updates, on average. ``speculated``: share of the backward pass that is guessed. ``same_numbers``: what differs from
+    plain training, in a few words; ``exact``: whether nothing does but last digits. ``options``: how to ask for it.
+    ``note``: what the prediction assumes, and what else is to be known."""
 
     name: str
     options: str
@@ -168,7 +169,7 @@ def advise(rows: Sequence[Row], sequential_seconds: float) -> str:
     text = f"{words}: {sequential_seconds / best.step_seconds:.2f} times sequential training"
     if best.staleness:
         unit = "version" if best.name == "bilayered" else "update"
-        text += f", at weights up to {best.staleness:g} {unit}{'s' * (best.staleness != 1)} old"
+        text += f", at weights up to {age(best.staleness, unit)}"
     if best.name == "bilayered":
         text += "; replicas that are merged may need more epochs"
     elif not best.staleness and not best.exact:

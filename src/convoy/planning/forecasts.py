@@ -71,7 +71,8 @@ def pipeline_row(plan: PipelinePlan, options: str, norms: bool) -> Row:
     step = plan.step_seconds
     busy = tuple(min(1.0, (stage.seconds or 0.0) / step) for stage in plan.stages)
     held = tuple(
-        (plan.held_bytes(stage) or 0) + 3 * stage.weight_bytes + stage.extra_weight_bytes for stage in plan.stages
+        (plan.held_bytes(stage) or 0) + stage.weight_bytes + stage.training_bytes + stage.extra_weight_bytes
+        for stage in plan.stages
     )
     stale = max(stage.staleness for stage in plan.stages)
     parts = f", BatchNorm sees 1/{plan.accumulate}" if plan.accumulate > 1 and norms else ""
@@ -100,8 +101,10 @@ def hybrid(bench: Bench, loss: Loss, asked: Strategy | None = None) -> Iterator[
         options = f"--switch 0.5 {of_first}"
     step = share * first.step_seconds + (1.0 - share) * then.step_seconds
     numbers = [f"{row.same_numbers} {when}" for row, when in ((first, "first"), (then, "then")) if not row.exact]
+    largest = max(first, then, key=lambda row: row.bytes)  # one of them at a time
     yield replace(
         first, name="hybrid", options=options, step_seconds=step, exact=first.exact and then.exact,
+        worker_bytes=largest.worker_bytes,
         staleness=max(first.staleness, then.staleness), same_numbers=", ".join(numbers) or "plain training",
         note=first.note if known else "its switch is taken to come at half of the run",
     )  # fmt: skip

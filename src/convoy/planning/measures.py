@@ -54,8 +54,8 @@ def activations(bench: Bench) -> int:
 
 
 def weights(bench: Bench) -> int:
-    """Weights, gradients and momentum."""
-    return 3 * sum(bench.graph.parameter_bytes.values())
+    """Weights, gradients and optimizer state."""
+    return bench.weights_bytes
 
 
 def threads_for(bench: Bench, what: str) -> int:

@@ -100,6 +100,9 @@ class Step(Protocol):
 
     ``step(x, y)``: a mapping ``x`` becomes keyword arguments of the model, a tuple or list positional ones. Returns
     the result of an earlier batch (the same one where nothing is in flight), None while the pipeline fills.
+
+    What would plan may have ``foresee(x, y)``: it plans on a batch long before it trains, keeps what it decided, and
+    raises what it would raise then. ``Hybrid`` calls it before the first strategy trains.
     """
 
     def __call__(self, x: Any, y: Any) -> StepResult | None: ...
@@ -152,7 +155,10 @@ class Strategy(ABC):
 
     @property
     def suspects(self) -> str | None:
-        """What of the strategy to look at first when the loss is not finite any more; None where it changes nothing."""
+        """What of the strategy to look at first when a run diverges; None where it changes nothing.
+
+        A step that has ``suspects`` too knows better: what was chosen, and what is in force now.
+        """
         return None
 
     @abstractmethod

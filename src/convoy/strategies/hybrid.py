@@ -18,6 +18,7 @@ from torch import nn
 from convoy.drawing.table import value_tables
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, EventKind, Sink
+from convoy.events.warn import tell
 from convoy.strategies.base import DataStrategy, Loss, Settings, Step, StepResult, Strategy
 from convoy.strategies.pipelined.step import PipelinedStep
 from convoy.strategies.switching import Switching, SwitchRule
@@ -68,10 +69,6 @@ class Hybrid(Strategy):
         stall = SwitchRule.parse(self.switch).kind == "stall"
         return stall or self.first.needs_validation or self.then.needs_validation
 
-    @property
-    def suspects(self) -> str | None:
-        return self.first.suspects or self.then.suspects
-
     def bind(
         self,
         model: nn.Module,
@@ -88,10 +85,14 @@ class Hybrid(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class HybridPlan:
-    """The plans of the two strategies, each once its first mini-batch was seen."""
+    """The plans of the two strategies, once the first mini-batch was seen; None for one that is made, or was made in a
+    run before this one, when it begins to train. ``names`` of the strategies; ``switched``: whether the second one
+    trains."""
 
     first: Any
     then: Any
+    names: tuple[str, str]
+    switched: bool
 
     def _repr_html_(self) -> str:
         return f"<div>{value_tables(self.to_dict())}</div>"
@@ -100,10 +101,16 @@ class HybridPlan:
         return {"strategy": Hybrid.name, "first": _values(self.first), "then": _values(self.then)}
 
     def table(self) -> str:
-        """The plan of the strategy that trains now."""
-        plan = self.first if self.then is None else self.then
-        table = getattr(plan, "table", None)
-        return str(plan if table is None else table())
+        """The plan of the strategy that trains now and, before the switch, that of the one that follows."""
+        if self.switched:
+            return _table(self.first if self.then is None else self.then)
+        then = f" {self.names[1]}" if self.then is None else f"\n{_table(self.then)}"
+        return f"until the switch:\n{_table(self.first)}\n\nfrom the switch on:{then}"
+
+
+def _table(plan: Any) -> str:
+    table = getattr(plan, "table", None)
+    return str(plan if table is None else table())
 
 
 def _values(plan: Any) -> Any:
@@ -117,6 +124,7 @@ class HybridStep:
         self._strategy, self._sink = strategy, sink
         self._step = first
         self._then: Step | None = then  # None after the switch
+        self._foreseen = False  # whether the second one saw a mini-batch before its turn
         self._switching = Switching(SwitchRule.parse(strategy.switch))
         self._batch = 0
         self._results: deque[StepResult] = deque()  # that came out, and were not handed back yet
@@ -133,11 +141,20 @@ class HybridStep:
                 )
             if self._switching.due(self._batch):
                 self._switch(self._then)
+            elif not self._foreseen:
+                self._foresee(self._then, x, y)
         result = self._step(x, y)
         self._batch += 1
         if result is not None:
             self._results.append(result)
         return self._results.popleft() if self._results else None
+
+    def _foresee(self, then: Step, x: Any, y: Any) -> None:
+        """Have the second one planned before the first one trains, so that what it refuses is said now."""
+        foresee = getattr(then, "foresee", None)
+        if foresee is not None:
+            foresee(x, y)
+        self._foreseen = True
 
     def _switch(self, then: Step) -> None:
         """Drain the first strategy and hand over to the second."""
@@ -158,15 +175,13 @@ class HybridStep:
         self._step.begin_epoch(epoch, epochs, batches)
         if self._then is not None:
             self._then.begin_epoch(epoch, epochs, batches)
-            warning = self._switching.begin_epoch(self._batch, epoch, epochs, batches)
-            if warning is not None:
-                self._report("warning", {"message": warning})
+            self._warn(self._switching.begin_epoch(self._batch, epoch, epochs, batches))
 
     def end_epoch(self, *, validation_accuracy: float | None = None, validation_loss: float | None = None) -> None:
         """The epoch is over. Raises OptionError where the switch waits for a stall and there was no validation."""
         self._step.end_epoch(validation_accuracy=validation_accuracy, validation_loss=validation_loss)
         if self._then is not None:
-            self._switching.end_epoch(validation_accuracy, validation_loss)
+            self._warn(self._switching.end_epoch(validation_accuracy, validation_loss))
 
     def recut(self, cuts: Sequence[str]) -> None:
         """Cut the pipeline that trains now anew, right after a drain."""
@@ -193,6 +208,7 @@ class HybridStep:
             "switched": self._then is None,
             "switching": self._switching.state(),
             "step": dict(self._step.state()),
+            "then": None if self._then is None else dict(self._then.state()),  # what was measured stays decided
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -202,19 +218,28 @@ class HybridStep:
             return
         if state["switched"] and self._then is not None:
             self._hand_over(self._then)
+        elif self._then is not None and state.get("then") is not None:
+            self._then.restore(state["then"])
         self._switching.restore(state["switching"])
         self._step.restore(state["step"])
 
     def plan(self) -> HybridPlan | None:
         """None until the first mini-batch; the same object until something in it changes."""
-        own = self._step.plan()
-        first, then = (own, None) if self._then is not None else (self._first_plan, own)
-        if first is None and then is None:
+        own, switched = self._step.plan(), self._then is None
+        first, then = (self._first_plan, own) if self._then is None else (own, self._then.plan())
+        if own is None and (first is None or not switched):
             return None
         before = self._plan
-        if before is None or before.first is not first or before.then is not then:
-            self._plan = HybridPlan(first, then)
+        if before is None or before.first is not first or before.then is not then or before.switched != switched:
+            names = (self._strategy.first.name, self._strategy.then.name)
+            self._plan = HybridPlan(first, then, names, switched)
         return self._plan
+
+    @property
+    def suspects(self) -> str | None:
+        """Of the part that trains now."""
+        part = self._strategy.first if self._then is not None else self._strategy.then
+        return getattr(self._step, "suspects", part.suspects)
 
     def measured(self) -> Any:
         """The pipeline's plan with measured times, also after the switch; None before there are enough."""
@@ -231,6 +256,9 @@ class HybridStep:
         finally:
             self.close()
 
+    def _warn(self, message: str | None) -> None:
+        if message is not None:
+            self._report("warning", {"message": message})
+
     def _report(self, kind: EventKind, data: Mapping[str, Any]) -> None:
-        if self._sink is not None:
-            self._sink(Event(kind, "switch", batch=self._batch, data=data))
+        tell(self._sink, Event(kind, "switch", batch=self._batch, data=data))

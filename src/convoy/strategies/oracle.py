@@ -231,7 +231,9 @@ def _recut(strategy: Strategy, plans: Sequence[Mapping[str, Any]]) -> Strategy:
         chosen: dict[str, Any] = {name: plans[0][name] for name in wanted if name in plans[0]}
         if strategy.stages == "auto" and strategy.clock != plans[0]["clock"].split()[0]:
             chosen["clock"] = plans[0]["clock"]
-        return replace(strategy, stages=None, cuts=tuple(plans[0]["cuts"]), **chosen)
+        if strategy.stages == "auto":
+            chosen["slack"] = min(strategy.slack, len(plans[0]["cuts"]))  # none where it chose no pipeline
+        return replace(strategy, stages=None, cuts=tuple(plans[0]["cuts"]), recut="off", **chosen)
     return strategy
 
 

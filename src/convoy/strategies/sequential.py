@@ -18,6 +18,7 @@ from torch import nn
 from convoy.drawing.table import value_tables
 from convoy.errors import ConvoyError, ModelError, OptionError, WorkerFailed, hint_for
 from convoy.events.event import Event, EventKind, Sink
+from convoy.events.warn import tell
 from convoy.graph.capture import capture
 from convoy.graph.graph import Graph
 from convoy.graph.random import Keyed, keyed
@@ -212,8 +213,7 @@ class SequentialStep:
             self._plan = replace(self._plan, runs="captured program", random_layers=layers)
 
     def _report(self, kind: EventKind, name: str, data: Mapping[str, Any]) -> None:
-        if self._sink is not None:
-            self._sink(Event(kind, name, data=data))
+        tell(self._sink, Event(kind, name, data=data))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._settings.precision == "bfloat16":

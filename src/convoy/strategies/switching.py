@@ -89,6 +89,9 @@ class Switching:
         self._epoch: int | None = None
         self._first = 0  # the first mini-batch of the epoch
         self._stall = Stall()
+        self._begun = False  # whether an epoch began, or was resumed, here
+        self._last = False  # whether the epoch that goes on is the run's last one
+        self._warned = False
 
     @property
     def needs_epochs(self) -> bool:
@@ -106,15 +109,39 @@ class Switching:
         begins = epoch != self._epoch
         if begins:
             self._epoch, self._first = epoch, batch
+        self._last = epoch == epochs - 1
         kind, number = self.rule.kind, self.rule.number
         if kind == "epoch":
             self.at = self._first if epoch >= number else None
-            if begins and epoch == 0 and number >= epochs:
-                return f"the run has {epochs} epochs, so the switch after {number} will not come"
-        elif kind == "share":
-            return self._place_share(epoch, epochs, batches, begins)
         elif kind == "stall":
             self.at = self._first if self._stall.waited >= number else None
+        message = self._place_share(epoch, epochs, batches, begins) if kind == "share" else None
+        if not self._begun:
+            message = message or self._too_short(epoch, epochs, batches)
+        self._begun = True
+        self._warned = self._warned or message is not None
+        return message
+
+    def _too_short(self, epoch: int, epochs: int, batches: int | None) -> str | None:
+        """Why a run of ``epochs`` that begins, or is resumed, in ``epoch`` ends without a switch; None where it need
+        not."""
+        kind, number = self.rule.kind, int(self.rule.number)
+        length = f"the run has {_count(epochs, 'epoch')}"
+        if kind == "epoch" and number >= epochs:
+            return f"{length}, so the switch after {number} will not come"
+        if kind == "batch" and batches is not None:
+            last = self._first + (epochs - epoch) * batches
+            if number >= last:
+                return (
+                    f"the run has {_count(last, 'mini-batch', 'mini-batches')}, so the switch before mini-batch "
+                    f"{number}, counted from 0, will not come"
+                )
+        if kind == "stall" and self.at is None:
+            # The first epoch sets what later ones have to exceed, and the switch falls before another one.
+            needed = epoch + int(self._stall.best is None) + max(number - self._stall.waited, 0) + 1
+            if needed > epochs:
+                stall = f"a stall of {_count(number, 'epoch')}"
+                return f"{length}, and a switch after {stall} needs {needed} at least, so it will not come"
         return None
 
     def _place_share(self, epoch: int, epochs: int, batches: int | None, begins: bool) -> str | None:
@@ -134,9 +161,21 @@ class Switching:
             )
         return None
 
-    def end_epoch(self, accuracy: float | None, loss: float | None) -> None:
-        if self.rule.kind == "stall":
-            self._stall.update(accuracy, loss)
+    def end_epoch(self, accuracy: float | None, loss: float | None) -> str | None:
+        """The epoch is over. Returns a sentence where it was the last one, and a stall did not come that was not known
+        before to be out of reach."""
+        if self.rule.kind != "stall":
+            return None
+        self._stall.update(accuracy, loss)
+        if not self._last or self._warned:
+            return None
+        waited, number = self._stall.waited, int(self.rule.number)
+        if waited >= number:
+            return "the run ends without its switch: validation stalled only with the last epoch"
+        return (
+            f"the run ends without its switch: validation has not improved for {_count(waited, 'epoch')}, and the "
+            f"switch waits for {number}"
+        )
 
     def reason(self) -> dict[str, Any]:
         """What a decision to switch says about why."""
@@ -159,3 +198,7 @@ class Switching:
     def restore(self, state: Mapping[str, Any]) -> None:
         self._epoch, self._first = state["epoch"], int(state["first"])
         self._stall = Stall(state["best"], int(state["waited"]))
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

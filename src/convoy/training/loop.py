@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import warnings
 from collections import deque
@@ -15,13 +14,14 @@ from typing import Any
 import torch
 
 from convoy.engines.interrupts import Untouched
-from convoy.errors import DataError, Diverged, InternalError
+from convoy.errors import DataError, InternalError
 from convoy.schedule.decision import Decision
 from convoy.strategies.base import Step, StepResult, Turn, TurnResult
 from convoy.strategies.batch import batch_size, split_batch
 from convoy.strategies.scoring import count_correct
 from convoy.training.bus import Bus
 from convoy.training.checkpoint import free_name, prune, save_checkpoint
+from convoy.training.divergence import LossCheck
 from convoy.training.evaluation import Evaluation
 from convoy.training.feed import Feed
 from convoy.training.history import EpochRecord, EpochSums
@@ -44,10 +44,6 @@ class _Entered:
     samples: int
     lr: float
     time: float
-
-
-_LOWER = "lower the learning rate, or bound the gradient norm with clip"
-_UNTRAINED = "no weight has been updated yet: look for NaN and huge values in the data and in the model's own weights"
 
 
 class Loop:
@@ -77,6 +73,7 @@ class Loop:
         self._run = run
         self._interrupt = interrupt
         self._validate = validate
+        self._losses = LossCheck(state.first_losses)
         self._entered: deque[_Entered] = deque()
         self._pending: deque[tuple[_Entered, StepResult]] = deque()
         self._inside = False  # a step is under way: the weights may be half changed
@@ -187,6 +184,7 @@ class Loop:
             validation = self._validated()
             sums = state.sums.pop(0)
             record = self._record(sums, validation)
+            self._losses.validation(record)
         else:
             self._lap()
             state.sums[-1].total = state.batch
@@ -220,14 +218,8 @@ class Loop:
         while pending and (len(pending) > behind or pending[0][1].ready):
             entered, result = pending[0]
             loss = float(result.loss)
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"the loss of batch {result.batch} (epoch {entered.epoch + 1}) is {loss} "
-                    f"at learning rate {entered.lr:g}",
-                    hint=_UNTRAINED
-                    if result.batch == 0
-                    else "; ".join(filter(None, (self.setup.strategy.suspects, _LOWER))),
-                )
+            steps = result.steps if isinstance(result, TurnResult) else None
+            self._losses.batch(loss, result.batch, entered.epoch + 1, entered.lr, steps=steps)
             if isinstance(result, TurnResult):
                 samples, correct = result.samples, result.correct
             else:

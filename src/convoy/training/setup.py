@@ -71,6 +71,7 @@ class TrainingState:
     epoch_start: Mapping[str, Any] | None = None
     now: Mapping[str, Any] | None = None
     best_checkpoint: str | None = None
+    first_losses: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -82,6 +83,7 @@ class TrainingState:
             "step": None if self.step is None else dict(self.step),
             "epoch_start": self.epoch_start,
             "now": self.now,
+            "first_losses": list(self.first_losses),
         }
 
     @classmethod
@@ -95,6 +97,7 @@ class TrainingState:
             step=values["step"],
             epoch_start=values["epoch_start"],
             now=values["now"],
+            first_losses=list(values.get("first_losses", ())),  # older checkpoints have none
         )
 
 

@@ -14,8 +14,10 @@ from torch import nn
 from convoy.engines.driver import callers_threads
 from convoy.errors import CheckpointError, OptionError, RunError
 from convoy.events.event import Sink
+from convoy.events.warn import issue
 from convoy.strategies.base import DataStrategy, Loss, Settings, Step, Strategy
 from convoy.strategies.registry import make_strategy, strategy_values
+from convoy.training.advice import advise
 from convoy.training.bus import Bus
 from convoy.training.callbacks import EarlyStopping, KeepBest, check_count
 from convoy.training.checkpoint import find_checkpoint, read_checkpoint
@@ -38,7 +40,8 @@ class Trainer:
       writes nothing. A resumed run goes on in its own folder.
     - ``save_every``: "epoch", a number of batches, or None: only at the end and after Ctrl-C.
     - ``callbacks``: functions on events, called in this thread between batches; ``stop()`` ends the run from one.
-      ``sinks``: functions on events, called at once, also from worker threads.
+      ``sinks``: functions on events, called at once, also from worker threads. Without either, what a run warns of
+      is issued as a ``ConvoyWarning``.
     - ``keep_best``: True, or a ``KeepBest``; the best epoch's weights are in the model when ``fit`` returns.
     - ``config``: what ``config.toml`` shall hold instead of the trainer's own options; ``model_name`` likewise.
     """
@@ -112,7 +115,7 @@ class Trainer:
         was finished, it trains ``epochs`` more.
 
         ``train`` yields pairs (x, y), or mappings. Ctrl-C ends the run after the current batch with a checkpoint; a
-        second one at once. Raises Diverged when the loss is not finite, WorkerFailed, Stalled, MachineError.
+        second one at once. Raises Diverged when a loss is not finite or absurd, WorkerFailed, Stalled, MachineError.
         """
         check_count("epochs", epochs)
         if validation is None and self._setup.strategy.needs_validation:
@@ -150,7 +153,8 @@ class Trainer:
     def _fit(self, feed: Feed, validation: Iterable[Any] | None, goal: int, run: RunDirectory | None) -> None:
         setup, state = self._setup, self._state
         own = [] if run is None else run.event_sinks(trace=setup.settings.trace)
-        bus = Bus([*own, *self._sinks], self._callbacks, trace=setup.settings.trace)
+        heard: tuple[Sink, ...] = self._sinks if self._sinks or self._callbacks else (issue,)
+        bus = Bus([*own, *heard], self._callbacks, trace=setup.settings.trace)
         step, feed = self._bind(feed, goal, bus.from_step)
         try:
             if state.step is not None:
@@ -210,6 +214,7 @@ class Trainer:
             raise
         except BaseException as error:
             self._broken = loop.inside or state.batches != before
+            advise(error, getattr(loop.step, "suspects", self._setup.strategy.suspects), self._run)
             data = {
                 "status": "failed",
                 "error": f"{type(error).__name__}: {error}",

@@ -37,6 +37,9 @@ class Adding:
                 store.put(ref, self.total.clone())
         return 4
 
+    def called(self, ref: Ref) -> str:
+        return f"the numbers {ref.name}"
+
     def encode(self, ref: Ref, value: Any) -> Any:
         return {"sum": value}
 
@@ -164,7 +167,8 @@ def test_numbers_that_are_not_finite_are_refused_where_they_have_to_be(host: Hos
     deliver(host, "i@0", torch.tensor(float("nan")))  # of the driver: data may be what they are
     assert unpack(*host.report(0.05))["failed"] == []
     deliver(host, "i@1", torch.tensor(float("nan")), finite=True)
-    assert isinstance(failure(host), Diverged)
+    found = failure(host)
+    assert isinstance(found, Diverged) and found.message == "the numbers i are not finite"
 
 
 def test_an_action_that_fails_is_told_with_its_text_and_traceback(host: Host) -> None:

@@ -304,6 +304,24 @@ def test_weights_that_are_not_finite_end_the_run(parts: Any) -> None:
             step(Turn(), None)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"), [({"nodes": 2}, True), ({"nodes": 1}, False), ({"nodes": 2, "round": 1}, False)]
+)
+def test_merging_is_named_where_there_is_merging_and_rounds_could_be_shorter(
+    options: dict[str, Any], named: bool
+) -> None:
+    assert ("try a shorter round" in str(BiLayered(**options).suspects)) is named
+
+
+def test_the_hint_of_a_run_whose_weights_are_not_finite(run: Any) -> None:
+    made = run(BiLayered(nodes=2), scheduler=False, settings=SETTINGS)
+    made.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(Diverged) as caught:
+        made.fit()
+    assert str(caught.value.hint).startswith("merging replicas (agwu-mended) acts on the step like a larger batch")
+    assert "lower the learning rate" in str(caught.value.hint)
+
+
 def test_more_nodes_than_samples_are_refused(parts: Any) -> None:
     with pytest.raises(OptionError, match="nodes is 71, and there are 70 samples"):
         bound(BiLayered(nodes=71), parts(), data())

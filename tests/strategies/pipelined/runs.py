@@ -174,6 +174,8 @@ def train(
         places = allowed_cuts(graph)
         wanted = sorted({places[int(share * (len(places) - 1e-9))] for share in cut_at})
         options["stages"] = len(wanted) + 1
+        if "slack" in options:
+            options["slack"] = min(options["slack"], len(wanted))
     events: list[Event] = []
     step = PipelinedStep(
         Pipelined(**options),

@@ -1,6 +1,7 @@
 """The schedule against the drawing of the design and the closed formulas of the publication."""
 
 from math import ceil
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from convoy.errors import OptionError
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.schedule.walk import cycles, grid, topological
-from convoy.strategies.pipelined.clock import PipelineSchedule, delays, staleness_in_updates
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.pipelined.clock import PipelineSchedule, age, delays, staleness_in_updates
 
 
 def pipeline(stages: int, clock: str = "registers", slack: int = 0, placement: str = "colocated") -> PipelineSchedule:
@@ -54,6 +56,29 @@ def test_the_published_clock_is_the_drawing() -> None:
 )
 def test_delays(clock: str, slack: int, expected: tuple[int, ...]) -> None:
     assert delays(4, clock, slack) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"slack": 2}, "slack is 2, and a pipeline of 2 stages has 1 cut"),
+        ({"slack": 9, "stages": 4}, "slack is 9, and a pipeline of 4 stages has 3 cuts"),
+        ({"slack": 1, "stages": 1}, "slack is 1, and a pipeline of 1 stage has 0 cuts"),
+        ({"slack": 3, "cuts": ["2", "4"]}, "slack is 3, and a pipeline of 3 stages has 2 cuts"),
+        ({"slack": 2, "ppv": [7]}, "slack is 2, and a pipeline of 2 stages has 1 cut"),
+    ],
+)
+def test_slack_above_the_number_of_cuts_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=f"^{words} ") as caught:
+        Pipelined(clock="1f1b", **fields)
+    assert caught.value.hint == "give a number from 0 to the number of cuts"
+    Pipelined(clock="1f1b", **{**fields, "slack": 0})
+
+
+def test_slack_up_to_the_number_of_cuts() -> None:
+    assert Pipelined(clock="1f1b", slack=1).slack == 1
+    assert Pipelined(clock="1f1b", slack=2, cuts=["2", "4"]).slack == 2
+    assert Pipelined(clock="1f1b", slack=9, stages="auto").slack == 9  # how many cuts there may be shows later
 
 
 def test_an_unknown_clock_is_refused() -> None:
@@ -136,3 +161,29 @@ def test_staleness_in_updates_is_at_most_delay_over_parts(k: int, m: int, clock:
             worst[stage] = max(worst[stage], action.batch - read_version(action))
     assert worst == [ceil(d / m) for d in stage_delays]
     assert staleness_in_updates(stage_delays, m) == tuple(d / m for d in stage_delays)
+
+
+@pytest.mark.parametrize(
+    ("k", "m", "clock"), [(1, 2, "1f1b"), (1, 4, "registers"), (3, 4, "1f1b"), (3, 4, "registers")]
+)
+def test_staleness_in_updates_is_an_average(k: int, m: int, clock: str) -> None:
+    """Once the pipeline is full, d / m is how old weights are on average; single forward passes differ from it."""
+    ages: list[list[int]] = [[] for _ in range(k + 1)]
+    for _, action in run(pipeline(k + 1, clock), [m] * 20):
+        if action.kind == "F" and action.batch >= 10:
+            ages[int(action.subject) - 1].append(action.batch - read_version(action))
+    average = [sum(each) / len(each) for each in ages]
+    assert average == list(staleness_in_updates(delays(k + 1, clock), m))
+
+
+def test_half_of_the_forward_passes_read_weights_a_whole_update_old_where_the_average_is_half() -> None:
+    forwards = [a for _, a in run(pipeline(2, "1f1b"), [2] * 20) if (a.kind, a.subject) == ("F", "1") and a.batch]
+    assert [a.batch - read_version(a) for a in forwards] == [1, 0] * 19
+
+
+@pytest.mark.parametrize(
+    ("staleness", "words"),
+    [(2.0, "2 updates old"), (1.0, "1 update old"), (0.5, "0.5 updates old on average"), (0.0, "0 updates old")],
+)
+def test_an_average_is_said_to_be_one(staleness: float, words: str) -> None:
+    assert age(staleness) == words

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from convoy.errors import Diverged, OptionError
 from convoy.events.event import Event
+from convoy.graph.capture import capture
+from convoy.graph.split import split
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.corrections import (
@@ -21,6 +23,8 @@ from convoy.strategies.pipelined.corrections import (
     spike_factors,
     stage_lr_factor,
 )
+from convoy.strategies.pipelined.optimizer import StageOptimizer, snapshot
+from convoy.strategies.pipelined.weights import Predicted
 from convoy.training.trainer import Trainer
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.01
@@ -61,15 +65,16 @@ def simulated(stages: int, clock: str, correction: str, count: int) -> list[floa
     weights = [[0.9 + 0.05 * i] for i in range(stages)]
     velocity = [[0.0] for _ in range(stages)]
     drift = [0.0] * stages
+    rates = [LR * (sin(pi / (4 * d + 2)) if "stage-lr" in names else 1.0) for d in delays_of(stages, clock)]
     for t, (x, y) in enumerate(batches(count)):
         activations, used = [x], []
         for i, d in enumerate(delays_of(stages, clock)):
             version = max(0, t - d)
             w = weights[i][version]
             if "predict:linear" in names:
-                w -= LR * d * velocity[i][version]
+                w -= rates[i] * d * velocity[i][version]
             if "predict:momentum" in names:
-                w -= LR * (MOMENTUM - MOMENTUM ** (d + 1)) / (1 - MOMENTUM) * velocity[i][version]
+                w -= rates[i] * (MOMENTUM - MOMENTUM ** (d + 1)) / (1 - MOMENTUM) * velocity[i][version]
             used.append(w)
             activations.append(activations[-1] * w)
         error = activations[-1] - y
@@ -87,9 +92,7 @@ def simulated(stages: int, clock: str, correction: str, count: int) -> list[floa
             error *= back
             g += DECAY * w
             v = MOMENTUM * velocity[i][t] + g
-            lr = LR
-            if "stage-lr" in names:
-                lr *= sin(pi / (4 * d + 2))
+            lr = rates[i]
             if "pipemare" in names:
                 lr /= max(d, 1) ** (1 - min(t / (count // 4), 1))
             step = v
@@ -110,7 +113,8 @@ def trained(stages: int, clock: str, correction: str | None, count: int, **field
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     cuts = [f"layers.{i}" for i in range(1, stages)]
     strategy = Pipelined(cuts=cuts, clock=clock, correction=correction, **fields)
-    with strategy.bind(model, half_square, optimizer, settings=Settings(total_steps=count)) as step:
+    options: dict[str, Any] = {"settings": Settings(total_steps=count), "sink": [].append}  # warnings are expected
+    with strategy.bind(model, half_square, optimizer, **options) as step:
         for x, y in batches(count):
             step(torch.tensor([[x]], dtype=torch.double), torch.tensor([[y]], dtype=torch.double))
     return [p.item() for p in model.parameters()]
@@ -118,7 +122,8 @@ def trained(stages: int, clock: str, correction: str | None, count: int, **field
 
 NAMES = [
     "none", "stash", "predict:linear", "predict:momentum", "spike", "pipemare", "dc-asgd", "stage-lr",
-    "predict:linear+spike", "predict:momentum+spike", "stage-lr+spike",
+    "predict:linear+spike", "predict:momentum+spike", "stage-lr+spike", "predict:linear+stage-lr",
+    "predict:momentum+stage-lr", "predict:linear+spike+stage-lr",
 ]  # fmt: skip
 
 
@@ -143,6 +148,26 @@ def test_split_placement_gives_the_same(correction: str) -> None:
 @pytest.mark.parametrize("correction", ["none", "stash", "predict:linear+spike", "pipemare", "stage-lr"])
 def test_without_delay_nothing_changes(correction: str) -> None:
     assert trained(1, "registers", correction, 8) == trained(1, "registers", None, 8)
+
+
+def test_the_prediction_looks_ahead_by_the_rate_that_the_stage_steps_with() -> None:
+    """A constant gradient's velocity v is all there is: D steps of eta_i v lead to where the prediction looked."""
+    delay, rate, momentum = 2.0, 0.02, 0.5
+    model = Chain(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    segment = split(capture(model, (torch.ones(1, 1, dtype=torch.double),)), [])[0]
+    stage = StageOptimizer(optimizer, segment.parameters.values())
+    weights = Predicted(segment, stage, delay, Corrections.parse("predict+stage-lr"))
+    (weight,) = segment.parameters.values()
+    hyper = snapshot(optimizer)
+    stage.state(weight)["momentum_buffer"] = torch.full_like(weight, 2.0)
+    (seen,) = weights._look_ahead(hyper).values()
+    before = weight.detach().clone()
+    for _ in range(int(delay)):
+        weight.grad = torch.full_like(weight, 2.0 * (1.0 - momentum))  # keeps the velocity
+        weights.update(0, hyper, None)
+    assert seen.item() == pytest.approx(weight.item())
+    assert (before - weight).item() == pytest.approx(delay * rate * sin(pi / 10) * 2.0)
 
 
 def test_spike_at_delay_one_is_nesterov() -> None:
@@ -178,7 +203,8 @@ def test_corrections_take_the_delay_in_updates(correction: str, stages: int, par
             cuts=[str(i) for i in range(1, stages)],
             clock="1f1b", accumulate=parts, correction=correction, engine=engine,
         )  # fmt: skip
-        with strategy.bind(model, nn.functional.mse_loss, optimizer, settings=Settings(total_steps=6)) as step:
+        options: dict[str, Any] = {"settings": Settings(total_steps=6), "sink": [].append}  # warnings are expected
+        with strategy.bind(model, nn.functional.mse_loss, optimizer, **options) as step:
             for t in range(6):
                 x = torch.randn(4, 6, generator=torch.Generator().manual_seed(t))
                 step(x, x)

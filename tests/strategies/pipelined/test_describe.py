@@ -80,7 +80,7 @@ def plan(step: float, everyone: float, alone: float, threads: int = 2) -> Pipeli
         (1.0, 1.5, 1.9, None),
         (1.0, 1.05, 1.9, "sequential training on 2 threads takes only 1.05 times as long"),
         (1.0, 0.5, 1.9, "sequential training on 2 threads is 2.00 times as fast"),
-        (1.0, 3.0, 0.8, "sequential training is 1.25 times as fast"),
+        (1.0, 3.0, 0.8, "sequential training on 1 thread is 1.25 times as fast"),
     ],
 )
 def test_advice_where_a_pipeline_gains_little(step: float, everyone: float, alone: float, words: str | None) -> None:

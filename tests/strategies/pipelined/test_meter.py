@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from convoy.graph.graph import Cost
 from convoy.graph.profile import Profile
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
-from convoy.strategies.pipelined.meter import LoadMeter, StageLoad, better_cuts, imbalance
+from convoy.strategies.pipelined.clock import PipelineSchedule
+from convoy.strategies.pipelined.meter import LoadMeter, StageLoad, better_cuts, by_worker, imbalance
 from convoy.strategies.pipelined.step import PipelinedStep
 
 
@@ -46,7 +49,14 @@ def test_the_meter_sums_by_stage_and_passes_events_on() -> None:
     assert first.forward_seconds == pytest.approx(0.2) and first.backward_seconds == pytest.approx(0.4)
     assert second.seconds == pytest.approx(0.2)
     assert meter.step_seconds == pytest.approx(1.0)
-    assert imbalance(meter.loads()) == pytest.approx(0.5)
+    assert imbalance(by_worker(meter.loads(), lambda kind, stage: f"worker {stage}")) == pytest.approx(0.5)
+
+
+def test_workers_of_a_split_placement_are_told_apart() -> None:
+    loads = [StageLoad(1.0, 3.0), StageLoad(1.0, 1.0)]
+    lane = PipelineSchedule((2, 0), ((1, 2),), (1,), "split").lane
+    assert by_worker(loads, lane) == {"worker 1f": 1.0, "worker 1b": 3.0, "worker 2": 2.0}
+    assert imbalance(by_worker(loads, lane)) == pytest.approx(0.5)
 
 
 def test_time_between_drains_is_no_step() -> None:
@@ -70,18 +80,18 @@ def test_a_slower_worker_gets_less() -> None:
     middle = len(graph.nodes) // 2
     planned = sum(profile.costs[:middle]), sum(profile.costs[middle:])
     twice = [StageLoad(2 * planned[0], 0.0), StageLoad(planned[1], 0.0)]
-    cuts, gain = better_cuts(profile, [middle], twice)
-    assert cuts[0] < middle
-    assert gain == pytest.approx(0.25, abs=0.1)  # 16 + 8 of work in two equal halves of 12 instead of 16
+    found = better_cuts(profile, [middle], twice)
+    assert found.cuts[0] < middle
+    assert found.gain == pytest.approx(0.25, abs=0.1)  # 16 + 8 of work in two equal halves of 12 instead of 16
 
 
-def bound(recut: str, events: list[Event], **fields: object) -> PipelinedStep:
+def bound(recut: str, events: list[Event], settings: Settings | None = None, **fields: object) -> PipelinedStep:
     torch.manual_seed(0)
     model = nn.Sequential(*[block() for _ in range(8)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     chosen = Pipelined(recut=recut, engine="inline", **fields)  # type: ignore[arg-type]
 
-    return PipelinedStep(chosen, model, nn.functional.mse_loss, optimizer, Settings(), events.append)
+    return PipelinedStep(chosen, model, nn.functional.mse_loss, optimizer, settings or Settings(), events.append)
 
 
 def feed(step: PipelinedStep, count: int) -> None:
@@ -129,9 +139,81 @@ def test_without_recut_it_is_said_once() -> None:
     step.close()
 
 
+def test_after_a_recut_the_plan_has_a_forecast_and_its_notes() -> None:
+    step = bound("auto", [], stages=2)
+    feed(step, 25)
+    before = step.plan()
+    assert before is not None
+    step._planned = replace(step._planned, plan=replace(before, notes=("why",)))
+    unbalance(step)
+    step.drain()
+    plan = step.plan()
+    assert plan is not None and plan.cuts != before.cuts
+    assert plan.step_seconds and plan.sequential_seconds == before.sequential_seconds and "why" in plan.notes
+    assert "fwd ms" in plan.table() and "predicted: " in plan.table()
+    step.close()
+
+
+def test_no_recut_where_the_run_ends() -> None:
+    events: list[Event] = []
+    step = bound("auto", events, Settings(total_steps=25), stages=2)
+    feed(step, 25)
+    cuts = step.plan().cuts  # type: ignore[union-attr]
+    unbalance(step)
+    step.drain()
+    assert step.plan().cuts == cuts and step.measured() is not None  # type: ignore[union-attr]
+    assert not [e for e in events if e.name == "recut"]
+    step.close()
+
+
+def test_a_recut_keeps_max_memory() -> None:
+    events: list[Event] = []
+    free = bound("auto", [], stages=2)
+    feed(free, 25)
+    plan = free.plan()
+    assert plan is not None
+    limit = (plan.activation_bytes or 0) + plan.weights_held_bytes
+    free.close()
+    step = bound("auto", events, Settings(max_memory=limit), stages=2)
+    feed(step, 25)
+    cuts = step.plan().cuts  # type: ignore[union-attr]
+    meter = step._meter
+    for kind in "FB":  # worker 2 is slow: more layers before the cut, which are held for longer
+        meter._spent[kind, "2"] = 3 * (meter._spent[kind, "1"] + meter._spent[kind, "2"])
+    step.drain()
+    assert step.plan().cuts == cuts  # type: ignore[union-attr]
+    assert [e.name for e in events if e.name in ("imbalance", "recut")] == ["imbalance"]
+    step.close()
+
+
+def test_a_resumed_run_is_cut_anew_too() -> None:
+    events: list[Event] = []
+    first = bound("auto", [], stages=2)
+    feed(first, 3)
+    first.drain()
+    state = first.state()
+    first.close()
+    step = bound("auto", events, stages=2)
+    step.restore(state)
+    feed(step, 25)
+    unbalance(step)
+    step.drain()
+    assert [e.name for e in events if e.kind == "decision"] == ["recut"]
+    step.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [({"cuts": ["4"]}, "cuts"), ({"ppv": [2]}, "ppv"), ({"stages": 2, "placement": "split"}, "placement 'split'")],
+)
+def test_recut_moves_only_what_convoy_chose(fields: dict[str, Any], what: str) -> None:
+    with pytest.raises(OptionError, match=f"{what} is given"):
+        Pipelined(recut="auto", **fields)
+
+
 def test_given_cuts_stay() -> None:
     events: list[Event] = []
-    step = bound("auto", events, cuts=["4"])
+    step = bound("off", events, cuts=["4"])
     feed(step, 25)
     unbalance(step)
     step.drain()

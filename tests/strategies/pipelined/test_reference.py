@@ -53,7 +53,7 @@ def compare(reference: ModuleType, kind: str, cuts: list[str], **config: Any) ->
     strategy = Pipelined(
         cuts=cuts,
         clock=clock.partition("+")[0],
-        slack=int(clock.partition("+")[2] or 0),
+        slack=min(int(clock.partition("+")[2] or 0), k),
         accumulate=config.get("accumulate", 1),
         placement=config.get("placement", "colocated"),
         engine=config.get("engine", "threads"),

@@ -107,7 +107,7 @@ def test_the_advice_follows_the_rehearsal(monkeypatch):
 def test_what_is_chosen_automatically_gives_way_to_no_pipeline(monkeypatch):
     bench = _bench(_model())
     chosen = Pipelined(stages=2), "chosen from 5 possibilities"
-    monkeypatch.setattr(planner, "choose", lambda *_: chosen)
+    monkeypatch.setattr(planner, "choices", lambda *_: iter([chosen]))
     monkeypatch.setattr(planner, "rehearse", lambda *_: 123.0)
     planned = plan_on(bench, Pipelined(stages="auto"), nn.CrossEntropyLoss())
     assert len(planned.plan.stages) == 1 and planned.strategy.stages == 1

@@ -130,6 +130,18 @@ def test_where_chance_alone_accepts_there_is_no_threshold(train: Any, images: An
     assert type(plan).from_dict(plan.to_dict()) == plan
 
 
+def test_speculation_is_suspected_only_when_there_was_some(images: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96, 5))
+    strategy = Speculative(predictor="random:0.5", warmup=2, controller="always")
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    named = []
+    with strategy.bind(model, torch.nn.functional.cross_entropy, optimizer) as step:
+        for x, y in images((4,) * 4):
+            named.append(step.suspects is not None)
+            step(x, y)
+    assert named == [False, False, False, True]
+
+
 @pytest.mark.parametrize("value", [1, np.float32(0.5), Fraction(1, 2)])
 def test_thresholds_of_any_real_type_become_floats(value: Any) -> None:
     assert type(Speculative(threshold=value).threshold) is float and Speculative(threshold=value).limit == float(value)

@@ -22,7 +22,7 @@ from convoy.engines.ray.message import pack, unpack
 from convoy.engines.ray.resident import Recipe
 from convoy.engines.ray.session import Session, by_value
 from convoy.engines.ray.watch import ANSWER_SECONDS, Watch, reason_of
-from convoy.errors import ConvoyError, MachineError, ModelError, Stalled, WorkerFailed
+from convoy.errors import RESUME, ConvoyError, Diverged, MachineError, ModelError, Stalled, WorkerFailed
 from convoy.events.event import Event
 from convoy.schedule.action import Action, Ref
 from convoy.schedule.schedule import DRIVER, Entry
@@ -32,8 +32,6 @@ _LEASE_SECONDS = 30.0  # silence after which an actor counts as frozen, if the w
 _START_SECONDS = 300.0  # for processes that import PyTorch on a busy machine
 _KNOWN_SECONDS = 1.0  # until the watch has heard of a death
 _SAME_CLOCK_SECONDS = 0.05
-
-RESUME = "go on from the last checkpoint: convoy train --resume RUN, or Trainer.load"
 
 Key: TypeAlias = "tuple[str, str, int, int]"
 OnResult: TypeAlias = "Callable[[int, int, Any], None]"
@@ -280,7 +278,10 @@ class RayEngine:
                 self._moved_at = self._options.clock()
             self._changed.notify_all()
         for failure in news["failed"]:
-            self._fail(lane, self._failed_action(lane, failure["action"]), revive(failure))
+            cause = revive(failure)
+            if isinstance(cause, Diverged):
+                self._place(cause, failure["action"])
+            self._fail(lane, self._failed_action(lane, failure["action"]), cause)
 
     def died(self, name: str, reason: str) -> None:
         """Implements ``Listener``."""
@@ -297,11 +298,23 @@ class RayEngine:
         try:
             return Action.parse(text)
         except ConvoyError:  # a value could not be sent or taken in
-            return self._next_of(lane)
+            return self._next_of(lane, text)
 
-    def _next_of(self, lane: str) -> Action | None:
+    def _place(self, cause: Diverged, value: str) -> None:
+        """Say the mini-batch of ``value``, a reference as text: the actor knows a running number of parts only."""
         with self._changed:
-            return next((action for own, action in self._pending.values() if own == lane), None)
+            made = (action for _, action in reversed(self._recent) if value in map(str, action.writes))
+            action = next(made, None)
+        if action is not None:
+            cause.batch = action.batch
+            cause.message += f" in batch {action.batch}"
+
+    def _next_of(self, lane: str, value: str = "") -> Action | None:
+        """What the lane has to do next, or what of it reads ``value``, a reference as text."""
+        with self._changed:
+            mine = [action for own, action in self._pending.values() if own == lane]
+        reads = (action for action in mine if value in map(str, action.reads))
+        return next(reads, mine[0] if mine else None)
 
     def _fail(self, lane: str, action: Action | None, cause: Exception) -> None:
         with self._changed:

@@ -150,12 +150,10 @@ class Host:
             ref = Ref.parse(name)
             if self.lane not in self.routes.get(ref.name, ()):
                 raise InternalError(f"{ref} was delivered to {self.lane}, which does not read it")
-            value = unpack(header, array, f"{ref} on its way to {self.lane}")
+            what = self.resident.called(ref)
+            value = unpack(header, array, f"a message with {what}")
             if header.get("finite") and not finite(value):
-                raise Diverged(
-                    f"{ref}, on its way to {self.lane}, holds numbers that are not finite",
-                    hint="lower the learning rate, or bound the gradient norm with clip",
-                )
+                raise Diverged(f"{what} are not finite")
             self._running.deliver(ref, self.resident.decode(ref, value))
         except Exception as error:
             self.failed(name, error)
@@ -217,7 +215,7 @@ class Host:
         while (item := self._outgoing.get()) is not None:
             ref, value = item
             try:
-                message = pack(self.resident.encode(ref, value), str(ref))
+                message = pack(self.resident.encode(ref, value), f"a message with {self.resident.called(ref)}")
                 post(message, ref, [self._peers[lane] for lane in self.routes[ref.name]], finite=True)
             except Exception as error:
                 self.failed(str(ref), error)

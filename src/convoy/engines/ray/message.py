@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convoy.errors import DataError, RunError
+from convoy.errors import RESUME, DataError, RunError
 
 _ALIGNMENT = 64  # bytes; a tensor begins where PyTorch's own would
 _LARGEST = 2**31  # elements between the first and the last of a tensor with gaps
@@ -200,4 +200,4 @@ def _tensor(entry: Any, array: np.ndarray[Any, Any], end: int, what: str) -> tup
 
 
 def _damaged(what: str, why: str) -> RunError:
-    return RunError(f"{what} was damaged on its way: {why}", hint="resume from the last checkpoint")
+    return RunError(f"{what} was damaged on its way: {why}", hint=RESUME)

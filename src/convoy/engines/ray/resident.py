@@ -16,6 +16,10 @@ class Resident(Protocol):
     @property
     def program(self) -> Program: ...
 
+    def called(self, ref: Ref) -> str:
+        """What a value that travels is called where a person reads: "the gradients from stage 2 to stage 1"."""
+        ...
+
     def encode(self, ref: Ref, value: Any) -> Any:
         """A value of the store, ready to travel."""
         ...

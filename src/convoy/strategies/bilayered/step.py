@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 
 from convoy.data.keys import key
 from convoy.engines.driver import callers_threads
-from convoy.errors import CheckpointError, Diverged, InternalError, OptionError, RunError
+from convoy.errors import RESUME, CheckpointError, Diverged, InternalError, OptionError, RunError
 from convoy.events.event import Event, EventKind, Sink
+from convoy.events.warn import tell
 from convoy.strategies.base import Loss, Settings, StepResult, Turn, TurnResult
 from convoy.strategies.batch import prepare_model
 from convoy.strategies.bilayered import tensors
@@ -288,7 +289,7 @@ class BiLayeredStep:
         message = self._cluster.next(server.state)
         if message is None:
             owed = server.state.total - server.state.accepted
-            raise RunError(f"no node is left, and {owed} samples are owed", hint="resume with nodes that live")
+            raise RunError(f"no node is left, and {owed} samples are owed", hint=RESUME)
         return message
 
     def _handle(self, server: Server, message: Message, parcel: Parcel | None) -> tuple[Effect, ...]:
@@ -319,10 +320,7 @@ class BiLayeredStep:
         self._bad[refuse.node] += 1
         if self._bad[refuse.node] >= _NOT_FINITE:
             loss = "" if report is None else f", its mean loss {report.loss_sum / report.samples:g}"
-            raise Diverged(
-                f"the weights of node {refuse.node} were not finite {_NOT_FINITE} times in a row{loss}",
-                hint="lower the learning rate, or bound the gradient norm with clip",
-            )
+            raise Diverged(f"the weights of node {refuse.node} were not finite {_NOT_FINITE} times in a row{loss}")
 
     def _outfit(self) -> None:
         """Tell new leases their hyper-parameters. At the beginning of a turn, when the scheduler has stepped."""
@@ -422,9 +420,8 @@ class BiLayeredStep:
         lane: str = "",
         batch: int = -1,
     ) -> None:
-        if self._sink is not None:
-            version = -1 if self._server is None else self._server.state.version
-            self._sink(Event(kind, name, start, end, lane, version if batch < 0 else batch, data))
+        version = -1 if self._server is None else self._server.state.version
+        tell(self._sink, Event(kind, name, start, end, lane, version if batch < 0 else batch, data))
 
 
 class _Turns:

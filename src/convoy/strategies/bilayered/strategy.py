@@ -118,6 +118,8 @@ class BiLayered(DataStrategy):
 
     @property
     def suspects(self) -> str | None:
+        if len(self.speeds) == 1 or self.round == 1:
+            return None
         return f"merging replicas ({self.update}) acts on the step like a larger batch: try a shorter round"
 
     def bind_data(

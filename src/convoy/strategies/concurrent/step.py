@@ -102,5 +102,6 @@ class ConcurrentStep(RecurringStep):
             self._groups = state.get("groups")
 
     def plan(self) -> ConcurrentPlan | None:
-        assert self._plan is None or isinstance(self._plan, ConcurrentPlan)
-        return self._plan
+        plan = super().plan()
+        assert plan is None or isinstance(plan, ConcurrentPlan)
+        return plan

@@ -29,8 +29,10 @@ def assemble(
     *,
     total_steps: int | None = None,
     start: int = 0,
+    began: int = 0,
 ) -> tuple[PipelineProgram, PipelineSchedule, list[torch.device | None]]:
-    """The stages with their shares of ``optimizer``, from mini-batch ``start`` on, and the device of each stage."""
+    """The stages with their shares of ``optimizer``, from mini-batch ``start`` on, and the device of each stage.
+    ``began``: the mini-batch with which the pipeline began, of ``total_steps`` that the run has."""
     plan, segments, strategy = planned.plan, planned.segments, planned.strategy
     producers = {name: 0 for name in planned.inputs}
     producers |= {name: i for i, segment in enumerate(segments, 1) for name in segment.outputs}
@@ -40,7 +42,7 @@ def assemble(
     for i, (segment, device) in enumerate(zip(segments, devices, strict=True), 1):
         share = StageOptimizer(optimizer, segment.parameters.values())
         delay = plan.delays[i - 1] / strategy.accumulate
-        weights = policy(segment, share, delay, corrections, total_steps)
+        weights = policy(segment, share, delay, corrections, total_steps, began)
         stages.append(Stage(i, segment, producers, weights, device))
     program = PipelineProgram(stages, loss, seed=settings.seed, autocast=autocast_of(settings), clip=settings.clip)
     clock = PipelineSchedule(plan.delays, program.links, program.fed, strategy.placement, start)

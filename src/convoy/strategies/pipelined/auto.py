@@ -9,7 +9,7 @@ recommended correction comes with it, unless the user named one, or "none".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
@@ -19,9 +19,11 @@ import torch
 
 from convoy.engines.driver import callers_threads
 from convoy.errors import OptionError
+from convoy.schedule.plan import megabytes
 from convoy.strategies.pipelined.balance import Places
-from convoy.strategies.pipelined.clock import delays, staleness_in_updates
+from convoy.strategies.pipelined.clock import age, delays, staleness_in_updates
 from convoy.strategies.pipelined.corrections import RECOMMENDED, Corrections, without_plain_momentum
+from convoy.strategies.pipelined.describe import kept_bytes
 from convoy.strategies.pipelined.plan import steady_step
 
 if TYPE_CHECKING:
@@ -57,43 +59,62 @@ class Possibility:
         return f"{self.stages} stages, clock {self.clock}{parts}"
 
 
-def choose(strategy: Pipelined, bench: Bench, threads: int) -> tuple[Pipelined, str]:
-    """``strategy`` with what was open filled in, and a sentence that says why.
+def choices(strategy: Pipelined, bench: Bench, threads: int) -> Iterator[tuple[Pipelined, str]]:
+    """``strategy`` with what was open filled in, and a sentence that says why: the best possibility first, then what
+    to take where its plan turns out not to fit.
 
-    What the user gave (a clock other than the default, ``accumulate`` above 1, a correction) stays. Raises OptionError
-    when nothing keeps ``max_staleness`` and ``max_memory``; one stage always keeps the former.
+    What the user gave (a clock, ``accumulate``, a correction) stays. Raises OptionError when nothing keeps both
+    ``max_staleness`` and ``max_memory``; one stage always keeps the former.
     """
     made = list(possibilities(strategy, bench, threads))
-    correction = strategy.correction or (RECOMMENDED if suits_momentum(bench) else None)
-    allowed = [p for p in made if _fits(p, strategy, bench, correction)]
-    if not allowed:
-        least = min(p.activation_bytes + _weights_held(p, bench, correction) for p in made)
+    if strategy.slack and len(made) == 1:
         raise OptionError(
-            f"max_memory is {bench.settings.max_memory:,} bytes, and the least that any possibility holds is {least:,}",
-            hint="raise it, or use a smaller batch",
+            f"slack is {strategy.slack}, and no pipeline that can be chosen here has so many cuts",
+            hint="give a number from 0 to the number of cuts",
         )
-    fastest = min(p.seconds for p in allowed)
-    close = [p for p in allowed if p.seconds <= fastest * (1.0 + CLOSE)]
-    best = min(close, key=lambda p: (p.staleness, p.seconds))
+    correction = strategy.correction or (RECOMMENDED if suits_momentum(bench) else None)
+    small = [p for p in made if _is_small(p, bench, correction)]
+    allowed = [p for p in small if _is_fresh(p, strategy)]
+    if not allowed:
+        raise _nothing_fits(made, small, strategy, bench, correction)
     left_out = len(made) - len(allowed)
-    taken = correction if best.staleness else strategy.correction
-    how = f"{best}, correction {taken}" if taken and taken != strategy.correction else str(best)
-    reason = f"chosen from {len(made)} possibilities: {how}, forecast {best.seconds * 1e3:.1f} ms a step"
-    if left_out:
-        reason += f" ({left_out} too stale or too large)"
-    chosen = replace(strategy, stages=best.stages, clock=best.clock, accumulate=best.accumulate, correction=taken)
-    return chosen, reason
+    while allowed:
+        fastest = min(p.seconds for p in allowed)
+        close = [p for p in allowed if p.seconds <= fastest * (1.0 + CLOSE)]
+        best = min(close, key=lambda p: (p.staleness, p.seconds))
+        allowed.remove(best)
+        taken = correction if best.staleness else strategy.correction
+        how = f"{best}, correction {taken}" if taken and taken != strategy.correction else str(best)
+        reason = f"chosen from {len(made)} possibilities: {how}, forecast {best.seconds * 1e3:.1f} ms a step"
+        if left_out:
+            reason += f" ({left_out} too stale or too large)"
+        slack = strategy.slack if best.stages > 1 else 0
+        chosen = replace(
+            strategy, stages=best.stages, clock=best.clock, slack=slack, accumulate=best.accumulate, correction=taken
+        )
+        yield chosen, reason
+        left_out += 1
+
+
+def without_pipeline(strategy: Pipelined, bench: Bench, threads: int) -> Pipelined | None:
+    """``strategy`` with one stage, which is plain training but for micro-batches that the user asked for; None where
+    that does not keep ``max_memory``."""
+    plain = next(possibilities(strategy, bench, threads))
+    if not _is_small(plain, bench, None):
+        return None
+    return replace(strategy, stages=1, clock=plain.clock, slack=0, accumulate=plain.accumulate)
 
 
 def possibilities(strategy: Pipelined, bench: Bench, threads: int) -> Iterator[Possibility]:
-    """All that may be chosen, with their forecasts."""
-    whole = bench.graph
-    kept = bench.profile(1).saved_bytes(0, len(whole.nodes))
-    yield Possibility(1, strategy.clock, strategy.accumulate, bench.whole(threads), 0.0, kept)
+    """All that may be chosen, with their forecasts; no pipeline first."""
+    whole, last = bench.graph, len(bench.graph.nodes)
+    profile, given = bench.profile(1), strategy.accumulate or 1
+    kept = kept_bytes(profile, whole, 0, last) // given
+    yield Possibility(1, strategy.clock or "registers", given, bench.whole(threads, given), 0.0, kept)
     alone = bench.whole(1)
     for parts in _parts(strategy, bench.samples):
         factor = CONTENTION * bench.whole(1, parts) / alone
-        for stages in range(2, min(threads, MOST_STAGES) + 1):
+        for stages in range(max(2, strategy.slack + 1), min(threads, MOST_STAGES) + 1):  # slack is at most K
             places = Places.of(whole, stages, False)
             if stages > len(places.allowed) + 1:
                 break
@@ -102,7 +123,7 @@ def possibilities(strategy: Pipelined, bench: Bench, threads: int) -> Iterator[P
             cuts = places.best(costs)
             bounds = [0, *cuts, len(costs)]
             times = [sum(costs[a:b]) for a, b in pairwise(bounds)]
-            kept_by = [bench.profile(1).saved_bytes(a, b) for a, b in pairwise(bounds)]
+            kept_by = [kept_bytes(profile, whole, a, b) for a, b in pairwise(bounds)]
             for clock in _clocks(strategy):
                 behind = delays(stages, clock, strategy.slack if clock == "1f1b" else 0)
                 step, _ = steady_step(behind, [(t / 3, t * 2 / 3) for t in times], parts, jitter=JITTER)
@@ -126,11 +147,13 @@ def workers_at_hand(settings: Settings) -> int:
 
 
 def _clocks(strategy: Pipelined) -> tuple[str, ...]:
-    return CLOCKS if strategy.clock == "registers" else (strategy.clock,)
+    if strategy.clock:
+        return (strategy.clock,)
+    return CLOCKS
 
 
 def _parts(strategy: Pipelined, samples: int) -> tuple[int, ...]:
-    if strategy.accumulate > 1:
+    if strategy.accumulate:
         return (strategy.accumulate,)
     if strategy.correction == "dc-asgd":
         return (1,)
@@ -143,13 +166,33 @@ def suits_momentum(bench: Bench) -> bool:
 
 
 def _weights_held(p: Possibility, bench: Bench, correction: str | None) -> int:
-    """Bytes of weights, gradients and momentum, and at most of what the correction holds besides."""
+    """Bytes of weights, gradients and optimizer state, and at most of what the correction holds besides."""
     copies = Corrections.parse(correction).copies(p.staleness)
-    return round((3 + copies) * sum(bench.graph.parameter_bytes.values()))
+    return bench.weights_bytes + round(copies * sum(bench.graph.parameter_bytes.values()))
 
 
-def _fits(p: Possibility, strategy: Pipelined, bench: Bench, correction: str | None) -> bool:
+def _is_small(p: Possibility, bench: Bench, correction: str | None) -> bool:
     limit = bench.settings.max_memory
-    if limit is not None and p.activation_bytes + _weights_held(p, bench, correction) > limit:
-        return False
+    return limit is None or p.activation_bytes + _weights_held(p, bench, correction) <= limit
+
+
+def _is_fresh(p: Possibility, strategy: Pipelined) -> bool:
     return strategy.max_staleness is None or p.staleness <= strategy.max_staleness
+
+
+def _nothing_fits(
+    made: Sequence[Possibility], small: Sequence[Possibility], strategy: Pipelined, bench: Bench, correction: str | None
+) -> OptionError:
+    limit = megabytes(bench.settings.max_memory or 0)
+    if small:
+        freshest = min(p.staleness for p in small)
+        return OptionError(
+            f"what holds no more than max_memory, {limit}, reads weights at least {age(freshest)}, and "
+            f"max_staleness is {strategy.max_staleness:g}",
+            hint="raise one of the two, or use a smaller batch",
+        )
+    least = min(p.activation_bytes + _weights_held(p, bench, correction) for p in made)
+    return OptionError(
+        f"max_memory is {limit}, and the least that any possibility holds is {megabytes(least)}",
+        hint="raise it, or use a smaller batch",
+    )

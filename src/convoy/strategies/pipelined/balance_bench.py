@@ -27,7 +27,7 @@ from convoy.strategies.batch import arguments, batch_size, map_tensors
 from convoy.strategies.pipelined.balance import ROUNDS, Balanced, Places, Trial, runnable, search, these_cuts
 from convoy.strategies.pipelined.balance_fit import Cuts
 from convoy.strategies.pipelined.parts import split_parts
-from convoy.strategies.update_seconds import adding_seconds, like, update_seconds
+from convoy.strategies.update_seconds import adding_seconds, like, state_share, update_seconds
 
 PROFILE_SECONDS = 6.0
 """Time for measuring the nodes one by one."""
@@ -178,6 +178,17 @@ class Bench:
             found = these_cuts(self.trial(threads, parts), (), WHOLE_SECONDS * self._hurry)
             self._whole[key] = sum(stage.seconds for stage in found.times)
         return self._whole[key]
+
+    @cached_property
+    def state_share(self) -> float:
+        """Bytes of optimizer state for a byte of trained weights."""
+        return state_share(self.optimizer)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Weights, gradients and optimizer state."""
+        whole, trained = sum(self.graph.parameter_bytes.values()), sum(self._trained.values())
+        return whole + round((1.0 + self.state_share) * trained)
 
     @cached_property
     def scratch(self) -> Graph:

@@ -146,5 +146,12 @@ class PipelineSchedule:
 
 
 def staleness_in_updates(stage_delays: Sequence[int], accumulate: int) -> tuple[float, ...]:
-    """Delay of each stage in weight updates, fractions included: d / accumulate."""
+    """Delay of each stage in weight updates: d / accumulate, the average over its micro-batches. Where it is no whole
+    number, some forward passes read weights as old as it rounded up, others as it rounded down."""
     return tuple(d / accumulate for d in stage_delays)
+
+
+def age(staleness: float, unit: str = "update") -> str:
+    """How old weights are, for a person; an average is said to be one where forward passes differ from it."""
+    text = f"{staleness:g} {unit}{'s' * (staleness != 1)} old"
+    return text if staleness == int(staleness) else f"{text} on average"

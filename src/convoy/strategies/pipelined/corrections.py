@@ -121,7 +121,7 @@ def spike_factors(delay: float, momentum: float) -> tuple[float, float]:
 
 
 def prediction_factor(kind: str, delay: float, momentum: float) -> float:
-    """c of the look-ahead w - eta c v: D (linear), or (m - m^(D + 1)) / (1 - m) (momentum)."""
+    """c of the look-ahead w - eta_i c v: D (linear), or (m - m^(D + 1)) / (1 - m) (momentum)."""
     if kind == "linear":
         return delay
     return float((momentum - momentum ** (delay + 1)) / (1 - momentum))
@@ -133,7 +133,7 @@ def stage_lr_factor(delay: float) -> float:
 
 
 def pipemare_lr_factor(delay: float, update: int, total: int) -> float:
-    """T1: 1 / max(D, 1)^(1 - min(k / k0, 1)), k0 a quarter of the run."""
+    """T1: 1 / max(D, 1)^(1 - min(k / k0, 1)), k the pipeline's update (from 0), k0 a quarter of the run."""
     progress = min(update / max(total // 4, 1), 1.0)
     return float(max(delay, 1.0) ** (progress - 1.0))
 

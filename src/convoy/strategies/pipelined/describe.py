@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from convoy.graph.graph import Graph, Node
 from convoy.graph.split import Segment, crossing, cut_name
-from convoy.strategies.pipelined.clock import delays, staleness_in_updates
+from convoy.strategies.pipelined.clock import age, delays, staleness_in_updates
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.plan import PipelinePlan, StagePlan, predict
 
@@ -48,8 +48,10 @@ def describe(
     threads: int,
     batch: int,
     forecast: Forecast | None = None,
+    state_share: float = 1.0,
 ) -> PipelinePlan:
-    """The plan of ``segments``. With ``forecast`` it says what the stages keep and predicts the step."""
+    """The plan of ``segments``. With ``forecast`` it says what the stages keep and predicts the step; ``state_share``:
+    bytes of optimizer state for a byte of trained weights."""
     profile = None if forecast is None else forecast.profile
     times = None if forecast is None else forecast.times
     parts = 1 if forecast is None else forecast.parts
@@ -63,6 +65,7 @@ def describe(
     for index, (segment, (start, stop)) in enumerate(zip(segments, pairwise(bounds), strict=True), 1):
         nodes = [n for n in graph.nodes[start:stop] if n.kind not in ("input", "output", "attribute")]
         names = dict.fromkeys(p for n in nodes for p in n.parameters)
+        trained = sum(graph.parameter_bytes[p] for p in names if graph.parameters[p].requires_grad)
         stages.append(
             StagePlan(
                 index=index,
@@ -74,12 +77,13 @@ def describe(
                 delay=stage_delays[index - 1],
                 staleness=stale[index - 1],
                 handed_bytes=sum(graph.by_name[name].output_bytes for name in segment.outputs),
-                activation_bytes=_activation_bytes(profile, graph, start, stop, parts) if profile else None,
+                activation_bytes=kept_bytes(profile, graph, start, stop, parts) if profile else None,
                 forward_seconds=times[index - 1].forward_seconds if times else None,
                 backward_seconds=times[index - 1].backward_seconds if times else None,
                 extra_weight_bytes=round(
                     corrections.copies(stale[index - 1]) * sum(graph.parameter_bytes[p] for p in names)
                 ),
+                training_bytes=round((1.0 + state_share) * trained),
             )
         )
     weights = sum(s.weight_bytes for s in stages)
@@ -97,6 +101,7 @@ def describe(
         stale_share=sum(s.weight_bytes for s in stages[:-1]) / weights if weights else 0.0,
         notes=tuple(graph.notes) + _stash_note(graph, stage_delays),
         correction=str(corrections) if corrections else None,
+        state_share=state_share,
     )
     if forecast is None or forecast.times is None:
         return replace(plan, advice=advice(plan))
@@ -131,7 +136,7 @@ def _too_stale(plan: PipelinePlan) -> str | None:
     if not better:
         return None
     return (
-        f"weights are up to {stalest:g} updates old, which can cost accuracy: try {', '.join(better)}, with all of "
+        f"weights are up to {age(stalest)}, which can cost accuracy: try {', '.join(better)}, with all of "
         "which four stages of ResNet-20 ended level with plain training"
     )
 
@@ -144,7 +149,7 @@ def _little_gain(plan: PipelinePlan) -> str | None:
     gain = min(plan.everyone_seconds, alone) / plan.step_seconds
     if gain >= LITTLE:
         return None
-    what = f"sequential training on {threads} threads" if threads > 1 else "sequential training"
+    what = f"sequential training on {threads} thread{'s' * (threads > 1)}"
     much = f"is {1 / gain:.2f} times as fast" if gain < 1 else f"takes only {gain:.2f} times as long"
     return f"{what} {much} and has no stale weights: train sequentially"
 
@@ -167,7 +172,7 @@ def _title(nodes: Sequence[Node]) -> str:
     return nodes[0].scope or nodes[0].kind
 
 
-def _activation_bytes(profile: Profile, graph: Graph, start: int, stop: int, parts: int) -> int:
+def kept_bytes(profile: Profile, graph: Graph, start: int, stop: int, parts: int = 1) -> int:
     """What a stage keeps of a mini-batch: what autograd saves there (``profile`` knows it of one of ``parts``), and
     what it hands on without having saved it (the content of the pipeline register, which waits for the next stage)."""
     saved, last = profile.saved_bytes(start, stop) * parts, len(graph.nodes)

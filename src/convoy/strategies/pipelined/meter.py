@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 from convoy.events.event import Event, Sink
 from convoy.graph.cost import Profile
 from convoy.graph.partition import partition
 from convoy.graph.split import allowed_cuts
+from convoy.graph.stage_times import StageTime
+from convoy.strategies.pipelined.describe import advice
 from convoy.strategies.pipelined.plan import PipelinePlan
 
 IMBALANCE = 0.05
@@ -90,23 +93,38 @@ class LoadMeter:
         )
 
 
-def imbalance(loads: Sequence[StageLoad]) -> float:
-    """How much longer than the mean the slowest stage takes, as a share."""
-    seconds = [load.seconds for load in loads]
-    mean = sum(seconds) / len(seconds)
-    return max(seconds) / mean - 1.0 if mean else 0.0
+def by_worker(loads: Sequence[StageLoad], lane: Callable[[str, int], str]) -> dict[str, float]:
+    """Worker → seconds for a mini-batch; ``lane`` says who does the forward ("F") and the backward ("B") of a stage."""
+    seconds: dict[str, float] = {}
+    for stage, load in enumerate(loads, 1):
+        for kind, spent in (("F", load.forward_seconds), ("B", load.backward_seconds)):
+            seconds[lane(kind, stage)] = seconds.get(lane(kind, stage), 0.0) + spent
+    return seconds
 
 
-def too_short(loads: Sequence[StageLoad]) -> bool:
-    """Whether the stages take so little that their imbalance is noise."""
-    return max(load.seconds for load in loads) < SHORTEST
+def imbalance(workers: Mapping[str, float]) -> float:
+    """How much longer than the mean the slowest worker takes, as a share."""
+    mean = sum(workers.values()) / len(workers)
+    return max(workers.values()) / mean - 1.0 if mean else 0.0
 
 
-def better_cuts(profile: Profile, cuts: Sequence[int], loads: Sequence[StageLoad]) -> tuple[list[int], float]:
-    """Cuts by the profile's costs, each stage's scaled to what its worker really took; and the predicted gain.
+def too_short(workers: Mapping[str, float]) -> bool:
+    """Whether the workers take so little that their imbalance is noise."""
+    return max(workers.values()) < SHORTEST
 
-    A gain of 0.1 means that the slowest stage gets a tenth of its time shorter than it is.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Better:
+    """Other cuts, what their stages should take, and the predicted gain: 0.1 means that the slowest stage gets a tenth
+    of its time shorter than it is."""
+
+    cuts: tuple[int, ...]
+    times: tuple[StageTime, ...]
+    gain: float
+
+
+def better_cuts(profile: Profile, cuts: Sequence[int], loads: Sequence[StageLoad]) -> Better:
+    """Cuts by the profile's costs, each stage's scaled to what its worker really took."""
     bounds = [0, *cuts, len(profile.graph.nodes)]
     costs = list(profile.costs)
     for start, stop, load in zip(bounds, bounds[1:], loads, strict=False):
@@ -114,7 +132,12 @@ def better_cuts(profile: Profile, cuts: Sequence[int], loads: Sequence[StageLoad
         for position in range(start, stop):
             costs[position] *= load.seconds / planned if planned else 1.0
     found = partition(costs, allowed_cuts(profile.graph), len(loads))
-    return list(found.cuts), 1.0 - found.bottleneck / max(load.seconds for load in loads)
+    whole = sum(load.seconds for load in loads)
+    forward = sum(load.forward_seconds for load in loads) / whole if whole else 0.0
+    bounds = [0, *found.cuts, len(costs)]
+    seconds = [sum(costs[start:stop]) for start, stop in pairwise(bounds)]
+    times = tuple(StageTime(s * forward, s * (1.0 - forward), 0.0) for s in seconds)
+    return Better(tuple(found.cuts), times, 1.0 - found.bottleneck / max(load.seconds for load in loads))
 
 
 def as_measured(plan: PipelinePlan, meter: LoadMeter) -> PipelinePlan:
@@ -124,4 +147,5 @@ def as_measured(plan: PipelinePlan, meter: LoadMeter) -> PipelinePlan:
         for stage, load in zip(plan.stages, meter.loads(), strict=True)
     )
     slowest = max(stages, key=lambda stage: stage.seconds or 0.0)
-    return replace(plan, stages=stages, step_seconds=meter.step_seconds, bottleneck=f"worker {slowest.index}")
+    plan = replace(plan, stages=stages, step_seconds=meter.step_seconds, bottleneck=f"worker {slowest.index}")
+    return replace(plan, advice=advice(plan))

@@ -27,12 +27,13 @@ class StagePlan:
     parameters: int
     weight_bytes: int
     delay: int
-    staleness: float  # in weight updates
+    staleness: float  # in weight updates, on average
     handed_bytes: int
     activation_bytes: int | None = None
     forward_seconds: float | None = None
     backward_seconds: float | None = None
     extra_weight_bytes: int = 0  # of a correction: stashed versions, predictions
+    training_bytes: int = 0  # gradients and optimizer state
 
     @property
     def seconds(self) -> float | None:
@@ -46,7 +47,8 @@ class PipelinePlan(Plan):
     """Cuts, delays and what they should bring. ``cuts`` are the names of each stage's first node, without the first
     stage's. ``stale_share``: weights of all stages but the last, over all weights. ``sequential_seconds``: a step on
     one worker's threads; ``everyone_seconds``: a sequential one on all ``threads``. ``advice``: one sentence where
-    something else would be better. ``correction``: the names in force, joined by +, or None."""
+    something else would be better. ``correction``: the names in force, joined by +, or None. ``state_share``: bytes
+    of optimizer state for a byte of trained weights."""
 
     strategy: ClassVar[str] = "pipelined"
 
@@ -69,6 +71,7 @@ class PipelinePlan(Plan):
     threads: int = 1
     advice: str | None = None
     correction: str | None = None
+    state_share: float = 1.0
 
     @property
     def speedup(self) -> float | None:
@@ -94,8 +97,8 @@ class PipelinePlan(Plan):
 
     @property
     def sequential_weights_bytes(self) -> int:
-        """Weights, their gradients and one momentum buffer: three times the weights."""
-        return 3 * sum(stage.weight_bytes for stage in self.stages)
+        """Weights, their gradients and what the optimizer keeps of them."""
+        return sum(stage.weight_bytes + stage.training_bytes for stage in self.stages)
 
     @property
     def weights_held_bytes(self) -> int:
@@ -213,7 +216,7 @@ def plan_table(plan: PipelinePlan, measured: PipelinePlan | None = None) -> str:
             f"activations held: {megabytes(plan.activation_bytes)} "
             f"(sequential: {megabytes(plan.sequential_activation_bytes)})"
         )
-    weights = f"weights, gradients and momentum: {megabytes(plan.weights_held_bytes)}"
+    weights = f"weights, gradients and optimizer state: {megabytes(plan.weights_held_bytes)}"
     if plan.weights_held_bytes != plan.sequential_weights_bytes:
         weights += f" (sequential: {megabytes(plan.sequential_weights_bytes)})"
     lines.append(weights)
@@ -229,8 +232,9 @@ def plan_table(plan: PipelinePlan, measured: PipelinePlan | None = None) -> str:
         if plan.sequential_seconds is not None:
             line += f", {plan.sequential_seconds / measured.step_seconds:.2f} times one worker's speed"
         lines.append(f"{line}; {measured.bottleneck} set the pace")
-    if plan.advice is not None:
-        lines.append(f"advice: {plan.advice}")
+    advice = plan.advice if measured is None or measured.step_seconds is None else measured.advice
+    if advice is not None:
+        lines.append(f"advice: {advice}")
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 

@@ -16,13 +16,15 @@ from convoy.strategies.pipelined.describe import Forecast, describe
 from convoy.strategies.pipelined.plan import PipelinePlan
 
 if TYPE_CHECKING:
+    from convoy.graph.stage_times import StageTime
     from convoy.strategies.pipelined.strategy import Pipelined
 
 
 @dataclass(frozen=True)
 class Planned:
     """A plan together with the code of its stages. ``inputs`` are the value names of the model's own inputs,
-    ``strategy`` what was asked for, with what was chosen in place of "auto"."""
+    ``strategy`` what was asked for, with what was chosen in place of "auto"; ``rehearsed``: the plan's step is that of
+    a few batches that were run."""
 
     plan: PipelinePlan
     graph: Graph
@@ -32,20 +34,27 @@ class Planned:
     profile: Profile | None = None
     profiled_parts: int = 1
     cuts: tuple[int, ...] = ()
+    rehearsed: bool = False
 
     def names(self, cuts: Sequence[int]) -> list[str]:
         """Names that give these cuts again, for decisions and checkpoints."""
         return [cut_name(self.graph, cut) for cut in cuts]
 
-    def with_cuts(self, strategy: Pipelined) -> Planned:
-        """The same model cut where ``strategy`` says; predictions are left out."""
+    def with_cuts(self, strategy: Pipelined, times: Sequence[StageTime] | None = None) -> Planned:
+        """The same model cut where ``strategy`` says; without ``times``, of its stages, predictions are left out."""
         cuts = positions(strategy, self.graph)
         assert cuts is not None
         segments = split(self.graph, cuts)
         old = self.plan
         known = None if self.profile is None else Forecast(self.profile, self.profiled_parts)
-        plan = describe(strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, known)
-        return replace(self, plan=plan, segments=segments, cuts=tuple(cuts), strategy=strategy)
+        if known is not None and times is not None:
+            alone, everyone = old.sequential_seconds or 0.0, old.everyone_seconds or 0.0
+            known = replace(known, times=times, alone_seconds=alone, everyone_seconds=everyone, threads=old.threads)
+        plan = describe(
+            strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, known, old.state_share
+        )
+        plan = replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *old.notes))))
+        return replace(self, plan=plan, segments=segments, cuts=tuple(cuts), strategy=strategy, rehearsed=False)
 
     def bind_inputs(self, x: Any) -> Mapping[str, Any]:
         """``x`` as a batch brings it → value name → tensor.

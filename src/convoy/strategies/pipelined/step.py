@@ -22,6 +22,7 @@ from convoy.engines.streams import Cuda, StreamsEngine
 from convoy.engines.threads import ThreadsEngine
 from convoy.errors import InternalError, OptionError
 from convoy.events.event import Event, Sink
+from convoy.events.warn import tell
 from convoy.schedule.action import Action
 from convoy.schedule.schedule import Schedule
 from convoy.strategies.base import Loss, Settings, StepResult
@@ -29,24 +30,29 @@ from convoy.strategies.batch import channels_last, prepare_model, to_device
 from convoy.strategies.pipelined.assembly import assemble, feeds_of
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.devices import current, gather
+from convoy.strategies.pipelined.foresight import Foreseen
 from convoy.strategies.pipelined.meter import (
     ENOUGH,
     GAIN,
     IMBALANCE,
     LoadMeter,
+    StageLoad,
     as_measured,
     better_cuts,
+    by_worker,
     imbalance,
     too_short,
 )
 from convoy.strategies.pipelined.optimizer import check, extent, mark_stepped, snapshot
 from convoy.strategies.pipelined.plan import PipelinePlan
 from convoy.strategies.pipelined.planned import Planned
-from convoy.strategies.pipelined.planner import plan_pipeline
+from convoy.strategies.pipelined.planner import keeps_memory, plan_pipeline
 from convoy.strategies.pipelined.program import Batch
 from convoy.strategies.pipelined.result import PipelinedResult
+from convoy.strategies.pipelined.suspects import suspects
 
 if TYPE_CHECKING:
+    from convoy.graph.stage_times import StageTime
     from convoy.schedule.schedule import Entry
     from convoy.strategies.pipelined.strategy import Pipelined
 
@@ -75,12 +81,15 @@ class PipelinedStep:
         self._strategy, self._model, self._loss, self._optimizer = strategy, model, loss, optimizer
         self._settings, self._sink, self._disturb = settings, sink, disturb
         self._automatic = strategy.stages == "auto"
+        self._recuts, self._own_cuts = strategy.recut == "auto", strategy.cuts is None and strategy.ppv is None
         self._measured: PipelinePlan | None = None
         self.schedule: Schedule | None = Schedule() if keep_schedule else None
         self._engine: Engine | None = None
         self._one_thread = OneThread()
         self._closed = False
         self._next = 0
+        self._began = 0  # the mini-batch of the run with which the pipeline begins
+        self._foreseen: Foreseen | None = None
         self._said_uneven = False
         self._cuts: list[str] | None = None  # of the run that is resumed
         self._pending: deque[PipelinedResult] = deque()
@@ -167,30 +176,49 @@ class PipelinedStep:
     def state(self) -> Mapping[str, Any]:
         if self._pending:
             raise InternalError("the state of a pipeline is only defined after a drain")
-        cuts = self._planned.plan.cuts if self._engine is not None else self._cuts
-        state = {"batch": self._next, "version": self._next, "cuts": None if cuts is None else list(cuts)}
-        if self._automatic and self._engine is not None:
-            state |= {name: getattr(self._strategy, name) for name in CHOSEN}
+        planned = self._planned_so_far
+        cuts = self._cuts if planned is None else planned.plan.cuts
+        state: dict[str, Any] = {"batch": self._next, "version": self._next, "began": self._began}
+        state["cuts"] = None if cuts is None else list(cuts)
+        if self._automatic and planned is not None:
+            state |= {name: getattr(planned.strategy, name) for name in CHOSEN}
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if self._engine is not None:
             raise InternalError("a pipeline is restored before its first batch")
         self._next = int(state["batch"])
+        # Without cuts it is the state of another strategy, which this one follows.
+        self._began = int(state.get("began", 0 if "cuts" in state else self._next))
         self._cuts = state.get("cuts")
         chosen = self._strategy
         if chosen.stages == "auto":
             if self._cuts is not None:
                 old = {name: state[name] for name in CHOSEN if name in state}
-                self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts), **old)
+                slack = min(chosen.slack, len(self._cuts))  # where it chose no pipeline, there is none
+                self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts), slack=slack, recut="off", **old)
             return
         automatic = chosen.cuts is None and chosen.ppv is None
         if automatic and self._cuts is not None and len(self._cuts) + 1 == (chosen.stages or 2):
             # Measured again, they might fall elsewhere, and the numbers would be others.
-            self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts))
+            self._strategy = replace(chosen, stages=None, cuts=tuple(self._cuts), recut="off")
+
+    def foresee(self, x: Any, y: Any) -> None:
+        """Plan on this mini-batch what will be trained later, which raises what can be known by now. Trains nothing."""
+        Corrections.parse(self._strategy.correction).check_length(self._total)
+        x, y = self._prepare(x, y)
+        prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
+        self._foreseen = Foreseen.of(self._strategy, self._model, self._loss, x, y, self._settings, self._optimizer)
 
     def plan(self) -> PipelinePlan | None:
-        return self._planned.plan if self._engine is not None else None
+        planned = self._planned_so_far
+        return None if planned is None else planned.plan
+
+    @property
+    def suspects(self) -> str | None:
+        """Of what is in force: what was chosen where that was left open."""
+        stages = None if self._engine is None else self._clock.stages
+        return suspects(self._strategy, stages=stages, automatic=self._automatic)
 
     def __enter__(self) -> Self:
         return self
@@ -205,6 +233,12 @@ class PipelinedStep:
     # --- inside --------------------------------------------------------------------------------------------
 
     @property
+    def _planned_so_far(self) -> Planned | None:
+        if self._engine is not None:
+            return self._planned
+        return None if self._foreseen is None else self._foreseen.planned
+
+    @property
     def _behind(self) -> int:
         """Batches between the one that enters and the one whose loss falls in that cycle: ceil(K / accumulate)."""
         return -(-(self._clock.stages - 1) // self._strategy.accumulate)
@@ -217,10 +251,13 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
-        asked = self._strategy
-        planned = plan_pipeline(asked, self._model, self._loss, x, y, self._settings, self._optimizer)
+        # In a resumed run the cuts are known; to move them, costs are needed all the same.
+        settings = replace(self._settings, forecast=self._settings.forecast or self._recuts)
+        asked, given = self._strategy, (self._model, self._loss, x, y, settings, self._optimizer)
+        planned = plan_pipeline(asked, *given) if self._foreseen is None else self._foreseen.now(*given)
         self._strategy = planned.strategy
         self._install(planned)
+        self._foreseen = None
         if asked.stages == "auto" and self._sink is not None:
             chosen = {name: getattr(planned.strategy, name) for name in ("stages", *CHOSEN)}
             data = {"cause": "timing", "cuts": list(planned.plan.cuts), **chosen}
@@ -234,8 +271,9 @@ class PipelinedStep:
         corrections.check_length(self._total)
         self._warn(corrections, plan)
         self._program, self._clock, devices = assemble(
-            planned, self._loss, self._optimizer, self._settings, total_steps=self._total, start=self._next
-        )
+            planned, self._loss, self._optimizer, self._settings,
+            total_steps=self._total, start=self._next, began=self._began,
+        )  # fmt: skip
         if self._sink is not None:
             self._sink(Event("plan", "pipelined", data=plan.to_dict()))
         self._meter = LoadMeter(self._clock.stages, self._sink)
@@ -266,8 +304,16 @@ class PipelinedStep:
         """Cut anew, at places as a plan names them; only when nothing is in flight. Weights and optimizer stay."""
         if self._engine is None or self._pending:
             raise InternalError("a pipeline is cut anew right after a drain")
+        self._move(self._cut_at(cuts))
+
+    def _cut_at(self, cuts: Sequence[str], times: Sequence[StageTime] | None = None) -> Planned:
+        strategy = replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts), recut="off")
+        return self._planned.with_cuts(strategy, times)
+
+    def _move(self, planned: Planned) -> None:
+        assert self._engine is not None
         self._engine.close()
-        self._install(self._planned.with_cuts(replace(self._strategy, stages=None, ppv=None, cuts=tuple(cuts))))
+        self._install(planned)
 
     def measured(self) -> PipelinePlan | None:
         """The plan with measured times, of the last stretch that was long enough; None before there is one."""
@@ -284,25 +330,38 @@ class PipelinedStep:
             return
         self._measured = as_measured(self._planned.plan, self._meter)
         loads = self._meter.loads()
-        uneven = imbalance(loads)
+        workers = by_worker(loads, self._clock.lane)
+        uneven = imbalance(workers)
         self._meter.reset()
-        if self._clock.stages < 2 or uneven <= IMBALANCE or self._strategy.placement == "split" or too_short(loads):
+        if len(workers) < 2 or uneven <= IMBALANCE or too_short(workers):
             return
-        profile, automatic = self._planned.profile, self._strategy.cuts is None and self._strategy.ppv is None
-        found, gain = better_cuts(profile, self._planned.cuts, loads) if profile else ([], 0.0)
-        slowest = max(range(len(loads)), key=lambda i: loads[i].seconds) + 1
-        if self._strategy.recut == "auto" and automatic and gain > GAIN:
-            names = self._planned.names(found)
-            self.recut(names)
+        better = self._better(loads)
+        ends = self._total is not None and self._next >= self._total
+        if better is not None and self._recuts and not ends:
+            planned, gain = better
+            self._move(planned)
             if self._sink is not None:
-                data = {"cause": "timing", "cuts": names, "imbalance": uneven, "gain": gain}
+                cuts = list(planned.strategy.cuts or ())
+                data = {"cause": "timing", "cuts": cuts, "imbalance": uneven, "gain": gain}
                 self._sink(Event("decision", "recut", batch=self._next, data=data))
-        elif self._sink is not None and not self._said_uneven:
+        elif not self._said_uneven:
             self._said_uneven = True
-            message = f"worker {slowest} takes {uneven:.0%} longer than the mean of the workers"
-            if automatic and gain > GAIN:
+            slowest = max(workers, key=lambda name: workers[name])
+            message = f"{slowest} takes {uneven:.0%} longer than the mean of the workers"
+            if better is not None and not self._recuts:
                 message += '; --recut auto (recut="auto") would cut anew at the next drain'
-            self._sink(Event("warning", "imbalance", data={"message": message}))
+            tell(self._sink, Event("warning", "imbalance", data={"message": message}))
+
+    def _better(self, loads: Sequence[StageLoad]) -> tuple[Planned, float] | None:
+        """The plan with cuts that are worth moving to, where convoy chose them, and what they gain."""
+        profile = self._planned.profile
+        if profile is None or not self._own_cuts or self._strategy.placement == "split":
+            return None
+        found = better_cuts(profile, self._planned.cuts, loads)
+        if found.gain <= GAIN:
+            return None
+        planned = self._cut_at(self._planned.names(found.cuts), found.times)
+        return (planned, found.gain) if keeps_memory(planned.plan, self._settings.max_memory) else None
 
     def _submit(self, entries: list[Entry]) -> None:
         assert self._engine is not None
@@ -324,8 +383,7 @@ class PipelinedStep:
     def _warn(self, corrections: Corrections, plan: PipelinePlan) -> None:
         momentum = float(self._optimizer.param_groups[0].get("momentum", 0.0))
         for message in corrections.warnings(tuple(stage.staleness for stage in plan.stages), momentum):
-            if self._sink is not None:
-                self._sink(Event("warning", "correction", data={"message": message}))
+            tell(self._sink, Event("warning", "correction", data={"message": message}))
 
     def _forget(self) -> None:
         """Drop what finished batches held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,8 +16,11 @@ from convoy.strategies.base import Loss, Settings, Strategy
 from convoy.strategies.pipelined.clock import CLOCKS, PLACEMENTS
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.step import PipelinedStep
+from convoy.strategies.pipelined.suspects import suspects
 
 ENGINES = ("auto", "inline", "threads", "streams", "ray")
+_OPEN: Any = None
+"""Of a clock and of micro-batches: not given, so as published, or what ``stages="auto"`` chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,15 @@ class Pipelined(Strategy):
     Say where to cut in one of three ways: ``stages`` (K + 1 of them, cut where the measured cost is balanced; 2 when
     nothing is said), ``cuts`` (module names, each the first of the next stage) or ``ppv`` (layer numbers after which
     the registers stand). ``placement``: "colocated" (K + 1 workers) or "split" (2K + 1). ``clock``: "registers"
-    (published, delay 2(K - i + 1)) or "1f1b" (delay K - i + 1 + ``slack``). ``accumulate``: micro-batches a mini-batch
-    enters in. ``correction``: None, or one of "stash", "predict:linear", "predict:momentum", "spike",
-    "pipemare", "dc-asgd", "stage-lr", or a sum such as "predict+spike" ("predict" is linear). ``recut``: "auto"
-    cuts anew at a drain when the running workers' loads differ by more than 5 %. ``stages="auto"`` chooses stages,
-    cut, clock, micro-batches and correction from a forecast (what is given stays; correction="none" is none).
-    ``max_staleness``: a pipeline whose weights would be older, in updates, is refused, or not chosen. ``engine``:
-    "threads", "streams" (CUDA), "inline" (one thread: the oracle), "ray" (an actor a stage) or "auto".
+    (published, delay 2(K - i + 1)) or "1f1b" (delay min(K - i + 1 + ``slack``, 2(K - i + 1)), ``slack`` from 0 to K).
+    ``accumulate``: micro-batches a mini-batch enters in, 1 where it is not given. ``correction``: None, or one of
+    "stash", "predict:linear", "predict:momentum", "spike", "pipemare", "dc-asgd", "stage-lr", or a sum such as
+    "predict+spike" ("predict" is linear). ``recut``: "auto" cuts anew at a drain when the running workers' loads
+    differ by more than 5 %. ``stages="auto"`` chooses stages, cut, clock, micro-batches and correction from a forecast
+    (what is given stays; correction="none" is none). ``max_staleness``: a pipeline whose stalest stage reads weights
+    that are on average older, in updates, is refused, or not chosen; with micro-batches, some forward passes of it
+    read weights as old as the average rounded up. ``engine``: "threads", "streams" (CUDA), "inline" (one thread: the
+    oracle), "ray" (an actor a stage) or "auto".
     ``address``: of the Ray cluster whose machines the actors may use, "HOST:PORT" or "auto"; None is this machine.
     ``insecure``: take a cluster without a token too.
 
@@ -46,9 +51,9 @@ class Pipelined(Strategy):
     cuts: Sequence[str] | None = None
     ppv: Sequence[int] | None = None
     placement: str = "colocated"
-    clock: str = "registers"
+    clock: str = _OPEN
     slack: int = 0
-    accumulate: int = 1
+    accumulate: int = _OPEN
     correction: str | None = None
     recut: str = "off"
     max_staleness: float | None = None
@@ -76,8 +81,12 @@ class Pipelined(Strategy):
                 object.__setattr__(self, name, tuple([value] if isinstance(value, (str, int)) else value))
         if self.ppv is not None:
             self._check_ppv(tuple(self.ppv))
+        if self.stages != "auto":
+            object.__setattr__(self, "clock", self.clock or "registers")
+            object.__setattr__(self, "accumulate", 1 if self.accumulate is _OPEN else self.accumulate)
         _one_of("placement", self.placement, PLACEMENTS)
-        _one_of("clock", self.clock, CLOCKS)
+        if self.clock is not _OPEN:
+            _one_of("clock", self.clock, CLOCKS)
         _one_of("engine", self.engine, ENGINES)
         if (self.address is not None or self.insecure) and self.engine not in ("ray", "inline"):
             raise OptionError(
@@ -97,10 +106,30 @@ class Pipelined(Strategy):
             raise OptionError(f"slack is {self.slack}", hint="give a number from 0 to the number of cuts")
         if self.slack and self.clock != "1f1b":
             raise OptionError(f"slack={self.slack} is only for clock '1f1b'", hint="add clock='1f1b' or drop slack")
-        if self.accumulate < 1:
+        self._check_slack()
+        if self.accumulate is not _OPEN and self.accumulate < 1:
             raise OptionError(f"accumulate is {self.accumulate}", hint="give 1 (whole mini-batches) or more")
         Corrections.parse(self.correction)
         _one_of("recut", self.recut, ("off", "auto"))
+        if self.recut == "auto" and (self.cuts is not None or self.ppv is not None or self.placement == "split"):
+            what = "placement 'split'" if self.placement == "split" else "cuts" if self.cuts is not None else "ppv"
+            raise OptionError(
+                f"recut='auto' moves cuts that convoy chose, between colocated workers, and {what} is given",
+                hint=f"drop recut, or {what}",
+            )
+
+    def _check_slack(self) -> None:
+        """From 0 to K; "auto" leaves out what the slack does not fit."""
+        if self.stages == "auto":
+            return
+        places = self.cuts if self.cuts is not None else self.ppv
+        cuts = len(places) if places is not None else int(self.stages or 2) - 1
+        if self.slack > cuts:
+            raise OptionError(
+                f"slack is {self.slack}, and a pipeline of {cuts + 1} stage{'s' * (cuts > 0)} has {cuts} "
+                f"cut{'s' * (cuts != 1)}",
+                hint="give a number from 0 to the number of cuts",
+            )
 
     @staticmethod
     def _check_ppv(ppv: tuple[int, ...]) -> None:
@@ -111,11 +140,7 @@ class Pipelined(Strategy):
 
     @property
     def suspects(self) -> str | None:
-        if Corrections.parse(self.correction):
-            return f"correction {self.correction!r} changes the effective step: try without it"
-        if self.stages == "auto":
-            return "stale weights bear less: try max_staleness=0.5, or correction='none' where one was chosen"
-        return "stale weights bear less: try clock='1f1b' or accumulate=4"
+        return suspects(self, automatic=self.stages == "auto")
 
     def bind(
         self,

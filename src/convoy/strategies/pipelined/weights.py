@@ -68,10 +68,13 @@ class Stepped(Weights):
         self._scale = stage_lr_factor(delay) if "stage-lr" in corrections else 1.0
         self._spike = "spike" in corrections
 
+    def rates(self, hyper: Hyper) -> Hyper:
+        """``hyper`` with the learning rates that this stage steps with."""
+        return scaled(hyper, self._scale) if self._scale != 1.0 else hyper
+
     def update(self, batch: int, hyper: Hyper, clip: float | None) -> None:
         self.optimizer.clip(clip)
-        if self._scale != 1.0:
-            hyper = scaled(hyper, self._scale)
+        hyper = self.rates(hyper)
         if self._spike and self.delay:
             self.optimizer.spike_step(hyper, lambda momentum: spike_factors(self.delay, momentum))
         else:
@@ -79,7 +82,8 @@ class Stepped(Weights):
 
 
 class Predicted(Stepped):
-    """Look-ahead in the forward only: w - eta c v in a buffer of its own; backward reads w."""
+    """Look-ahead in the forward only: w - eta_i c v in a buffer of its own, eta_i the rate that the stage steps with;
+    backward reads w."""
 
     def __init__(self, segment: Segment, optimizer: StageOptimizer, delay: float, corrections: Corrections) -> None:
         self._buffers = {id(p): torch.empty_like(p) for p in segment.parameters.values()}
@@ -103,7 +107,7 @@ class Predicted(Stepped):
     def _look_ahead(self, hyper: Hyper) -> dict[int, Tensor]:
         """Parameter's id → its prediction, a tensor whose gradient goes to the parameter."""
         result: dict[int, Tensor] = {}
-        for group, recorded in self.optimizer.groups(hyper):
+        for group, recorded in self.optimizer.groups(self.rates(hyper)):
             factor = float(recorded["lr"]) * prediction_factor(self._kind, self.delay, recorded["momentum"])
             for p in group:
                 velocity = self.optimizer.state(p).get("momentum_buffer")
@@ -179,9 +183,9 @@ class PipeMare(Weights):
     delta is kept in the optimizer's state (``pipemare_drift``), so that checkpoints hold it.
     """
 
-    def __init__(self, segment: Segment, optimizer: StageOptimizer, delay: float, total_steps: int) -> None:
+    def __init__(self, segment: Segment, optimizer: StageOptimizer, delay: float, total_steps: int, began: int) -> None:
         self._estimate = [p.detach().clone() for p in segment.parameters.values()] if delay else []
-        self._total = total_steps
+        self._total, self._began = total_steps, began
         super().__init__(segment, optimizer, delay)
 
     def _hooks(self) -> CurrentWeights:
@@ -201,7 +205,8 @@ class PipeMare(Weights):
             super().update(batch, hyper, clip)
             return
         old = {p: p.detach().clone() for p in self.optimizer.parameters if p.grad is not None}
-        super().update(batch, scaled(hyper, pipemare_lr_factor(self.delay, batch, self._total)), clip)
+        factor = pipemare_lr_factor(self.delay, batch - self._began, self._total)
+        super().update(batch, scaled(hyper, factor), clip)
         gamma = pipemare_decay(self.delay)
         for p, before in old.items():
             state = self.optimizer.state(p)
@@ -242,13 +247,15 @@ def scaled(hyper: Hyper, factor: float) -> Hyper:
 
 
 def policy(
-    segment: Segment, optimizer: StageOptimizer, delay: float, corrections: Corrections, total_steps: int | None
-) -> Weights:
-    """The policy of one stage whose delay is ``delay`` updates."""
+    segment: Segment, optimizer: StageOptimizer, delay: float, corrections: Corrections, total_steps: int | None,
+    began: int = 0,
+) -> Weights:  # fmt: skip
+    """The policy of one stage whose delay is ``delay`` updates, in a pipeline whose first update is that of mini-batch
+    ``began`` of the ``total_steps`` that the run has."""
     if "stash" in corrections or "dc-asgd" in corrections:
         return Stashed(segment, optimizer, delay, compensate="dc-asgd" in corrections)
     if "pipemare" in corrections:
-        return PipeMare(segment, optimizer, delay, total_steps or 1)
+        return PipeMare(segment, optimizer, delay, total_steps or 1, began)
     if corrections.prediction is not None:
         return Predicted(segment, optimizer, delay, corrections)
     if corrections:

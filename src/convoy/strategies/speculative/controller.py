@@ -108,6 +108,10 @@ class Controller:
             return "probe"
         return "speculate" if self.on else "exact"
 
+    def speculated(self, batch: int) -> bool:
+        """Whether some mini-batch before ``batch`` may have been trained by speculated signals."""
+        return self._ever and batch > self._warmup
+
     def too_short(self, batches: int) -> str | None:
         """Why a run of so many mini-batches never speculates; None where it may."""
         warmup, probe = self._warmup, min(self._rule.every, 1)

@@ -16,11 +16,13 @@ from convoy.engines.inline import InlineEngine
 from convoy.engines.pool import POOL, PoolEngine
 from convoy.errors import CheckpointError, DataError, OptionError
 from convoy.events.event import Event, EventKind, Sink
+from convoy.events.warn import tell
+from convoy.graph.graph import Graph
 from convoy.strategies.base import Loss, Settings
 from convoy.strategies.batch import arguments, batch_size
 from convoy.strategies.pipelined.optimizer import snapshot
 from convoy.strategies.speculative.acceptance import Selection, cosine
-from convoy.strategies.speculative.build import ENGINES, Programs, Remembered, describe, prepare
+from convoy.strategies.speculative.build import ENGINES, Prepared, Programs, Remembered, describe, prepare
 from convoy.strategies.speculative.controller import Controller, Mode, Rule
 from convoy.strategies.speculative.frame import NotedFrame
 from convoy.strategies.speculative.kernels import coupled
@@ -82,7 +84,8 @@ class SpeculativeStep(SettledStep):
         self._remembered: Remembered | None = None
         self._restored: Mapping[str, Any] | None = None
         self._plan: SpeculativePlan | None = None
-        self._foreseen = False  # whether the run's length was looked at
+        self._foreseen: SpeculativePlan | None = None
+        self._looked = False  # whether the run's length was looked at
 
     def __call__(self, x: Any, y: Any) -> SpeculativeResult:
         check_labels(y, batch_size(x))
@@ -149,8 +152,7 @@ class SpeculativeStep(SettledStep):
         self._report("decision", name, batch, {"cause": "data", **data})
 
     def _report(self, kind: EventKind, name: str, batch: int, data: Mapping[str, Any]) -> None:
-        if self._sink is not None:
-            self._sink(Event(kind, name, batch=batch, data=data))
+        tell(self._sink, Event(kind, name, batch=batch, data=data))
 
     # --- preparing -----------------------------------------------------------------------------------------
 
@@ -159,10 +161,7 @@ class SpeculativeStep(SettledStep):
         if self._has_changed() or self._programs is None:
             self._stop()
             graph = self._captured(x)
-            prepared = prepare(
-                self._strategy, graph, self._model, self._loss, self._optimizer, self._settings, self._remembered,
-                graph.bind(*arguments(x)),
-            )  # fmt: skip
+            prepared = self._prepared(graph, x)
             self._remembered, self._programs = prepared.remembered, Programs(prepared)
             inside = [unit for unit in prepared.units.units if unit.name in prepared.region.inside]
             choice = self._strategy.choice  # through BatchNorm nothing comes to samples that are left out
@@ -174,16 +173,32 @@ class SpeculativeStep(SettledStep):
             self._begin(self._programs, batch_size(x))
         return self._programs
 
+    def _prepared(self, graph: Graph, x: Any) -> Prepared:
+        return prepare(
+            self._strategy, graph, self._model, self._loss, self._optimizer, self._settings, self._remembered,
+            graph.bind(*arguments(x)),
+        )  # fmt: skip
+
     def _begin(self, programs: Programs, samples: int) -> None:
         """The engines, and the plan, which is told once."""
+        lanes = self._lanes
+        self._open(InlineEngine if POOL in lanes else PoolEngine, lanes, programs.of("exact").program)
+        if self._plan is None:
+            self._plan = self._described(programs.prepared, samples)
+            self._report("plan", Speculative.name, -1, self._plan.to_dict())
+
+    @property
+    def _lanes(self) -> Mapping[str, int]:
+        """Lane → its intra-op threads."""
         threads = allowed_threads(self._settings)
         each = max(1, threads // ENGINES)
-        inline = self._strategy.engine == "inline" or (self._strategy.engine == "auto" and threads == 1)
-        lanes = {POOL: each} if inline else {f"engine {i + 1}": each for i in range(ENGINES)}
-        self._open(InlineEngine if inline else PoolEngine, lanes, programs.of("exact").program)
-        if self._plan is None:
-            self._plan = describe(self._strategy, programs.prepared, 1 if inline else ENGINES, each, samples)
-            self._report("plan", Speculative.name, -1, self._plan.to_dict())
+        if self._strategy.engine == "inline" or (self._strategy.engine == "auto" and threads == 1):
+            return {POOL: each}
+        return {f"engine {i + 1}": each for i in range(ENGINES)}
+
+    def _described(self, prepared: Prepared, samples: int) -> SpeculativePlan:
+        lanes = self._lanes
+        return describe(self._strategy, prepared, len(lanes), next(iter(lanes.values())), samples)
 
     def _stop(self) -> None:
         self._programs = None
@@ -196,9 +211,9 @@ class SpeculativeStep(SettledStep):
         total = self._settings.total_steps
         if total is None and batches is not None:
             total = epochs * batches
-        if total is None or self._foreseen:
+        if total is None or self._looked:
             return
-        self._foreseen = True
+        self._looked = True
         warning = self._controller.too_short(total)
         if warning is not None:
             self._report("warning", "speculation", self._batch, {"message": warning})
@@ -213,8 +228,23 @@ class SpeculativeStep(SettledStep):
             self._controller.restore(state["controller"])
             self._restored = state["remembered"]
 
+    @property
+    def suspects(self) -> str | None:
+        """None as long as nothing was speculated."""
+        return self._strategy.suspects if self._controller.speculated(self._batch) else None
+
+    def foresee(self, x: Any, y: Any) -> None:
+        """Plan on this mini-batch what will be trained later, which raises what can be known by now. Trains nothing,
+        and keeps no program: the model may have changed by then."""
+        check_labels(y, batch_size(x))
+        x, y = self._batch_here(x, y)
+        prepared = self._prepared(self._captured(x), x)
+        _check_range(y, prepared.classes)
+        self._foreseen = self._described(prepared, batch_size(x))
+        self._graph = None
+
     def plan(self) -> SpeculativePlan | None:
-        return self._plan
+        return self._foreseen if self._plan is None else self._plan
 
 
 def check_labels(y: Any, samples: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from convoy.engines.engine import Engine, EngineOptions
 from convoy.engines.program import Program, Store
 from convoy.events.event import Event
+from convoy.graph.graph import Graph
 from convoy.schedule.plan import Plan
 from convoy.strategies.batch import arguments, batch_size
 from convoy.strategies.pipelined.optimizer import snapshot
@@ -25,6 +26,7 @@ class RecurringStep(SettledStep):
     strategy: ClassVar[str]
 
     _plan: Plan | None = None
+    _foreseen: Plan | None = None
 
     @cached_property
     def _built(self) -> dict[int, Built]:
@@ -65,8 +67,16 @@ class RecurringStep(SettledStep):
         assert frame.loss is not None
         return SequentialResult(frame.batch, frame.loss, frame.output, y)
 
+    def foresee(self, x: Any, y: Any) -> None:
+        """Plan on this mini-batch what will be trained later, which raises what can be known by now. Trains nothing,
+        and keeps no program: the model may have changed by then."""
+        x, y = self._batch_here(x, y)
+        self._bound = self._bound_to(self._captured(x))
+        self._foreseen = self._build(self._tiles_for(batch_size(x)), x, y).plan
+        self._graph = None
+
     def plan(self) -> Plan | None:
-        return self._plan
+        return self._foreseen if self._plan is None else self._plan
 
     # --- inside --------------------------------------------------------------------------------------------
 
@@ -74,14 +84,16 @@ class RecurringStep(SettledStep):
         """What runs a batch of this size, with the model in its present mode."""
         if self._has_changed():
             self._stop()
-            graph = self._captured(x)
-            self._bound = Bound.of(graph, self._model, self._loss, self._optimizer, self._settings, self.workers)
+            self._bound = self._bound_to(self._captured(x))
         tiles = self._tiles_for(batch_size(x))
         if tiles not in self._built:
             self._built[tiles] = self._build(tiles, x, y)
             if self._engine is None:
                 self._begin(self._built[tiles])
         return self._built[tiles]
+
+    def _bound_to(self, graph: Graph) -> Bound:
+        return Bound.of(graph, self._model, self._loss, self._optimizer, self._settings, self.workers)
 
     def _begin(self, built: Built) -> None:
         """The engine, and what the plan says, for a model in its present mode."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convoy.errors import RunError
+from convoy.errors import RESUME, RunError
 from convoy.strategies.bilayered.layout import Entry, Flat, Layout
 from convoy.strategies.bilayered.messages import Goal, Grant, Merge, Message, Note, Part, Push
 from convoy.strategies.bilayered.parcel import Parcel
@@ -152,8 +152,9 @@ def test_whatever_happens_to_the_server_state_and_weights_are_those_of_one_that_
 
 def test_a_server_that_never_lives_ends_the_run(tmp_path: Path) -> None:
     server, _, _ = remote(tmp_path, "agwu-mended", dict.fromkeys(range(100), "before"))
-    with pytest.raises(RunError, match="did not come back in 5 attempts"):
+    with pytest.raises(RunError, match="did not come back in 5 attempts") as caught:
         drive(server, lambda flat: ("weights", [flat]))
+    assert caught.value.hint == RESUME  # the Trainer says whether there is something to resume
 
 
 def test_weights_that_went_down_with_their_machine_are_told_from_a_dead_server(tmp_path: Path) -> None:

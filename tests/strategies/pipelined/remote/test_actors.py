@@ -130,10 +130,12 @@ def trainer(runs: ModuleType, engine: str, run_dir: Path | None = None) -> tuple
 
 
 def killed_and_resumed(runs: ModuleType, run_dir: Path, worker: str, after: float) -> None:
-    """One of the actors dies ``after`` seconds of training. The run stops, and goes on to the same bits."""
+    """One of the actors dies ``after`` seconds of training. The run stops within seconds, and goes on to the same
+    bits. Where training was through before, the kill is of no effect, and that is checked too."""
     first, loader = trainer(runs, "ray", run_dir)
     began = threading.Event()
     born: dict[str, int] = {}
+    struck: list[float] = []
 
     def kill() -> None:
         began.wait(120)
@@ -141,20 +143,28 @@ def killed_and_resumed(runs: ModuleType, run_dir: Path, worker: str, after: floa
         loop = first._loop
         if loop is not None:
             born.update(processes(loop.step))
-            with suppress(ProcessLookupError):  # the run was through before
+            with suppress(ProcessLookupError):
                 os.kill(born[worker], signal.SIGKILL)
+                struck.append(time.monotonic())
 
     first._callbacks = (*first._callbacks, lambda event: began.set() if event.kind == "step" else None)
     thread = threading.Thread(target=kill)
     thread.start()
+    failure: WorkerFailed | None = None
     try:
         first.fit(loader, epochs=3)
     except WorkerFailed as failed:
-        assert re.search(
-            rf"{worker} failed (in|after) the \w+ of batch \d+ at stage \d: .*process \d+ on .* died: ", str(failed)
-        )
-        assert "--resume" in str(failed.hint)
+        failure, stopped = failed, time.monotonic()
     thread.join()
+    if failure is None:
+        assert len(first._state.history.epochs) == 3
+    else:
+        assert struck and stopped - struck[0] < 10.0
+        assert re.search(
+            rf"{worker} failed (in|after) the \w+ of batch \d+ at stage \d: .*process \d+ on .* died: ", str(failure)
+        )
+        saved = first.run_path is not None and any((first.run_path / "checkpoints").iterdir())
+        assert ("--resume" if saved else "--save-every") in str(failure.hint)
     assert ended(born)
     again, loader = trainer(runs, "ray", run_dir)
     if first.run_path is not None and any((first.run_path / "checkpoints").iterdir()):
@@ -164,6 +174,7 @@ def killed_and_resumed(runs: ModuleType, run_dir: Path, worker: str, after: floa
     whole.fit(loader, epochs=3)
     for mine, theirs in zip(again.held, whole.held, strict=True):
         runs.same(mine.state_dict(), theirs.state_dict(), "state")
+    print(f"{worker} {after:.3f} s: {'no kill' if failure is None else f'stopped after {stopped - struck[0]:.2f} s'}")
 
 
 def test_a_run_whose_actor_died_is_resumed(runs: ModuleType, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convoy.strategies.base import Settings
+from convoy.strategies.hybrid import Hybrid
+from convoy.strategies.pipelined import Pipelined
+from convoy.strategies.sequential import Sequential
 
 CLOCKS = [{"clock": "registers"}, {"clock": "1f1b"}, {"clock": "1f1b", "slack": 1}]
 SIZES = st.lists(st.sampled_from([4, 4, 4, 6, 3, 2]), min_size=1, max_size=7)
@@ -78,3 +81,19 @@ def test_corrections(runs: ModuleType, train: Any, over_threads: Any, correction
         ray.disturb = reorder(1)
         remote = train(build, [4] * 8 + [3], **config)
     runs.same_outcome(remote, runs.train(build, [4] * 8 + [3], engine="inline", **config))
+
+
+def test_pipemare_after_a_switch(runs: ModuleType, over_threads: Any, same_values: Any) -> None:
+    """The actors know with which mini-batch the pipeline began."""
+    made = []
+    for engine in ("ray", "inline"):
+        runs.torch.manual_seed(0)
+        model = runs.Residual(4, 0.2, True)
+        optimizer = runs.OPTIMIZERS["momentum"](model.parameters())
+        hybrid = Hybrid(Sequential(), Pipelined(ppv=[2], engine=engine, correction="pipemare"), "batch:3")
+        lasting = Settings(channels_last=False, watchdog_seconds=60, total_steps=40)
+        with over_threads(), hybrid.bind(model, runs.loss, optimizer, settings=lasting) as step:
+            for x, y in runs.batches([4] * 8, 0):
+                step(x, y)
+        made.append(model.state_dict())
+    same_values(*made)

@@ -5,9 +5,11 @@ Threads stand for actors."""
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convoy.engines.driver import callers_threads
-from convoy.errors import Diverged, MachineError, ModelError, OptionError, RunError, WorkerFailed
+from convoy.errors import RESUME, Diverged, MachineError, ModelError, OptionError, RunError, WorkerFailed
 from convoy.strategies.base import Settings
 from convoy.strategies.pipelined import Pipelined
+from convoy.training.trainer import Trainer
 
 FIXED = Settings(channels_last=False, watchdog_seconds=60)
 
@@ -113,7 +116,7 @@ def test_a_dead_actor_stops_the_run_and_the_weights_are_those_of_the_last_drain(
             step(x, y)
     with pytest.raises(WorkerFailed) as e:
         step.drain()
-    assert "--resume" in str(e.value.hint) and e.value.grid
+    assert e.value.hint == RESUME and e.value.grid
     step.close()
     assert all(actor.dead for actor in ray.actors)
     runs.same(dict(model.state_dict()), held, "weights")
@@ -150,7 +153,7 @@ def test_an_actor_that_dies_while_nothing_is_in_flight(runs: ModuleType, ray: An
     with pytest.raises(WorkerFailed, match=rf"worker 1 failed {place}: ActorDied: ") as e:
         for _ in range(100):
             step(x, y)
-    assert "--resume" in str(e.value.hint)
+    assert e.value.hint == RESUME
     step.close()
     runs.same(dict(model.state_dict()), held, "weights")
 
@@ -166,7 +169,7 @@ def test_an_actor_that_dies_on_the_way_home(runs: ModuleType, ray: Any) -> None:
     place = "after the update of batch 0 at stage 2"
     with pytest.raises(WorkerFailed, match=rf"worker 2 failed {place}: ActorDied: |to answer \(state\)") as e:
         step.drain()
-    assert "--resume" in str(e.value.hint)
+    assert e.value.hint == RESUME
     step.close()
     runs.same(dict(model.state_dict()), held, "weights")
 
@@ -188,13 +191,65 @@ def test_results_of_batches_that_are_through_stay_readable(runs: ModuleType, ray
 def test_numbers_that_are_not_finite_do_not_cross_a_cut(runs: ModuleType) -> None:
     model = runs.Chain(3, 0.0, True)
     with (
-        pytest.raises(Diverged, match=r"x1>2@1, on its way to worker 2, holds numbers that are not finite"),
+        pytest.raises(Diverged, match=r"^the activations from stage 1 to stage 2 are not finite in batch 1 \(lower"),
         Pipelined(cuts=["5"], engine="ray").bind(model, F.cross_entropy, momentum(model), settings=FIXED) as step,
     ):
         (x, y), *_ = runs.batches([4])
         step(x, y)
         step(x * float("nan"), y)
         step.drain()
+
+
+@pytest.mark.parametrize("correction", ["spike", None])
+def test_a_run_that_diverges_on_the_way_names_the_correction(runs: ModuleType, correction: str | None) -> None:
+    """As with threads: stage and batch, no names of values, and the traceback beside the message only."""
+    torch.manual_seed(0)
+    model = runs.Chain(3, 0.0, True)
+    optimizer = torch.optim.SGD(model.parameters(), 1e30, momentum=0.9)
+    strategy = Pipelined(cuts=["5"], engine="ray", correction=correction)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, strategy=strategy, settings=FIXED)
+    with pytest.raises(Diverged) as e:
+        trainer.fit(runs.batches([4] * 20))
+    assert re.search(r"(from stage \d to stage \d are not finite in|^the loss of) batch [1-9]", e.value.message)
+    assert "@" not in e.value.message and "Traceback" not in e.value.message
+    named = "'spike' changes the effective step" if correction else "clock='1f1b' or accumulate=4"
+    assert named in str(e.value.hint) and "lower the learning rate" in str(e.value.hint)
+
+
+def test_the_first_batch_is_not_the_rates_fault(runs: ModuleType) -> None:
+    model = runs.Chain(3, 0.0, True)
+    strategy = Pipelined(cuts=["5"], engine="ray", correction="spike")
+    trainer = Trainer(model, nn.CrossEntropyLoss(), momentum(model), strategy=strategy, settings=FIXED)
+    (x, y), *_ = runs.batches([4])
+    with pytest.raises(Diverged, match="are not finite in batch 0") as e:
+        trainer.fit([(x * float("nan"), y)])
+    assert "no weight has been updated yet" in str(e.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("options", "dies_at", "hint"),
+    [
+        ({}, 3, "nothing was saved to go on from: run_dir and save_every"),
+        ({"save_every": 8}, 3, "no checkpoint was written yet, so start again; --save-every"),
+        ({"save_every": 2}, 5, "convoy train --resume {run},"),
+    ],
+)
+def test_the_trainer_says_whether_there_is_something_to_resume(
+    runs: ModuleType, ray: Any, tmp_path: Path, options: dict[str, Any], dies_at: int, hint: str
+) -> None:
+    model = runs.Chain(3, 0.0, True)
+    run_dir = tmp_path if options else None
+    trainer = Trainer(
+        *(model, nn.CrossEntropyLoss(), momentum(model)),
+        strategy=Pipelined(cuts=["5"], engine="ray"),
+        settings=FIXED,
+        run_dir=run_dir,
+        callbacks=[lambda event: ray.actors[1].die() if event.kind == "step" and event.batch == dies_at else None],
+        **options,
+    )
+    with pytest.raises(WorkerFailed, match="died") as e:
+        trainer.fit(runs.batches([4] * 40))
+    assert hint.format(run=trainer.run_path) in str(e.value.hint)
 
 
 class Inside(nn.Module):

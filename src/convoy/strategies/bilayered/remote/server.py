@@ -18,7 +18,7 @@ from typing import Any
 from convoy.engines.ray.failure import revive
 from convoy.engines.ray.session import Session
 from convoy.engines.ray.watch import reason_of
-from convoy.errors import RunError
+from convoy.errors import RESUME, RunError
 from convoy.strategies.bilayered.layout import Flat, Layout
 from convoy.strategies.bilayered.messages import Begin, Effect, Message, to_row
 from convoy.strategies.bilayered.remote.actors import GROUPS, ServerActor
@@ -201,5 +201,5 @@ def slay(process: Mapping[str, Any]) -> None:
 def _given_up(why: str) -> RunError:
     return RunError(
         f"the parameter server {why}, and did not come back in {_ATTEMPTS} attempts",
-        hint="go on from the last checkpoint: convoy train --resume RUN, or Trainer.load",
+        hint=RESUME,
     )

@@ -12,6 +12,16 @@ from convoy.errors import RunError
 from convoy.schedule.action import Ref
 from convoy.strategies.pipelined.program import Fed, Handed
 
+_CALLED = {"x": "activations", "g": "gradients"}
+
+
+def called(ref: Ref) -> str:
+    """ "the activations from stage 1 to stage 2"."""
+    if ref.name[0] not in _CALLED:
+        return f"the inputs of stage {ref.name[1:]}"
+    sender, _, receiver = ref.name[1:].partition(">")
+    return f"the {_CALLED[ref.name[0]]} from stage {sender} to stage {receiver}"
+
 
 def encode(ref: Ref, value: Any) -> Any:
     """``x``: what a stage hands on; ``g``: the gradients that come back."""

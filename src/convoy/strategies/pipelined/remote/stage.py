@@ -20,7 +20,7 @@ from convoy.strategies.base import Loss, Settings
 from convoy.strategies.pipelined.corrections import Corrections
 from convoy.strategies.pipelined.optimizer import StageOptimizer
 from convoy.strategies.pipelined.program import Batch, PipelineProgram, Stage
-from convoy.strategies.pipelined.remote.codec import decode, encode
+from convoy.strategies.pipelined.remote.codec import called, decode, encode
 from convoy.strategies.pipelined.remote.numbers import Numbers
 from convoy.strategies.pipelined.remote.state import put_states, stage_state
 from convoy.strategies.pipelined.weights import Weights, policy
@@ -33,6 +33,7 @@ class StageRecipe:
 
     ``example``: positional and keyword arguments of the model for one batch, for capture. ``cuts``: positions in the
     graph, whose nodes are ``nodes``. ``delays`` in parts. ``total``: updates of the whole run, where that is known.
+    ``began``: the mini-batch of the run with which the pipeline began.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class StageRecipe:
     correction: str | None
     settings: Settings
     total: int | None
+    began: int
     numbers: Numbers
 
     @staticmethod
@@ -74,7 +76,7 @@ class StageRecipe:
             if index == own["stage"]:
                 share = StageOptimizer(optimizer, segment.parameters.values())
                 delay = self.delays[index - 1] / self.accumulate
-                weights = policy(segment, share, delay, Corrections.parse(self.correction), self.total)
+                weights = policy(segment, share, delay, Corrections.parse(self.correction), self.total, self.began)
             else:
                 _forget(segment, optimizer)
                 weights = Weights(segment, StageOptimizer(optimizer, ()), 0.0)
@@ -113,6 +115,9 @@ class StageResident:
     @property
     def program(self) -> PipelineProgram:
         return self._pipeline
+
+    def called(self, ref: Ref) -> str:
+        return called(ref)
 
     def encode(self, ref: Ref, value: Any) -> Any:
         return encode(ref, value)

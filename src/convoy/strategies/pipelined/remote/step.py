@@ -86,6 +86,7 @@ class RemoteStep(PipelinedStep):
             correction=strategy.correction,
             settings=self._settings,
             total=self._total,
+            began=self._began,
             numbers=Numbers.here(),
         )
         others = (self._loss, self._optimizer, *([self._disturb] if self._disturb is not None else []))
