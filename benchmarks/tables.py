@@ -58,8 +58,8 @@ def speed(paths: list[Path]) -> list[str]:
     modes = {mode for run in runs for mode in run["modes"] if mode != "one"}
     head = " | ".join(f"{MODELS.get(run['model'], run['model'])}, batch {run['batch']}" for run in runs)
     lines = [
-        "Training speed as a multiple of one core, float32, two cores: median (min–max) of the rounds. Where all clocks "
-        "have one cut, it is after layer 25 of ResNet-56 and layer 6 of VGG-16.",
+        "Training speed as a multiple of one core, float32, two cores: median (min–max) of the rounds. Where all "
+        "clocks have one cut, it is after layer 25 of ResNet-56 and layer 6 of VGG-16.",
         "",
         f"| | {head} |",
         "|---|" + "---:|" * len(runs),
