@@ -101,6 +101,12 @@ def test_notes_stand_below_the_table(made: Comparison) -> None:
         (Sequential(), None, ""),
         (Sequential(inner="tasks"), None, "--inner tasks"),
         (Pipelined(ppv=(3, 5), clock="1f1b"), None, "--ppv 3,5 --clock 1f1b"),
+        (Pipelined(stages="auto"), None, "--stages auto"),
+        (
+            Pipelined(stages="auto", clock="registers", accumulate=1),
+            None,
+            "--stages auto --clock registers --accumulate 1",
+        ),
         (BiLayered(nodes=(2, 0.5)), None, "--nodes 2,0.5"),
         (Speculative(form="faithful"), Speculative(form="faithful"), ""),
     ],

@@ -39,6 +39,11 @@ def test_memory_counts_what_is_held_at_once(folder):
     assert plans.memory_rows({**folder.plan, "accumulate": 2})[0][2] == 3_000_000
 
 
+def test_memory_counts_what_the_optimizer_keeps(folder):
+    adam = [{**stage, "training_bytes": 3 * stage["weight_bytes"]} for stage in folder.plan["stages"]]
+    assert [row[1] for row in plans.memory_rows({**folder.plan, "stages": adam})] == [4_000_000, 12_000_000]
+
+
 def test_the_plans_of_a_hybrid_have_their_own_epochs(folder):
     folder.trained()
     folder.tell("plan", "sequential", 5.0, data={"strategy": "sequential"})

@@ -12,6 +12,7 @@ from convoy.errors import ConvoyError, ModelError, OptionError
 from convoy.strategies.base import Settings
 from convoy.strategies.concurrent import Concurrent
 from convoy.strategies.hybrid import Hybrid
+from convoy.strategies.oracle import oracle
 from convoy.strategies.pipelined import Pipelined, foresight, step
 from convoy.strategies.pipelined.balance_bench import Bench
 from convoy.strategies.sequential import Sequential
@@ -274,3 +275,47 @@ def test_a_model_changed_before_the_switch_trains_as_it_is(parts, batches, same,
             bound(x, y)
         bound.drain()
     same(hand, ours)
+
+
+def test_decisions_of_a_resumed_run_outlast_a_stop_before_its_first_batch(parts):
+    """Also of a hybrid's second part."""
+    chosen = {"cuts": ["conv2"], "clock": "1f1b", "accumulate": 2, "correction": "predict:linear"}
+    state = {"batch": 4, "version": 4, "began": 0, **chosen}
+    auto = Pipelined(stages="auto", engine="inline")
+    with bind(auto, parts()) as bound:
+        bound.restore(state)
+        assert dict(bound.state()) == state
+    with bind(Hybrid(Sequential(), auto, "batch:9"), parts()) as bound:
+        whole = dict(bound.state())
+        bound.restore({**whole, "then": {**state, "batch": 0, "version": 0}})
+        assert chosen.items() <= bound.state()["then"].items()
+
+
+def test_a_resumed_second_part_can_be_cut_anew(parts, batches):
+    auto = Pipelined(stages=2, engine="inline", recut="auto")
+    with bind(Hybrid(Sequential(), auto, "batch:1"), parts()) as bound:
+        bound.restore({**bound.state(), "then": {"batch": 0, "version": 0, "began": 0, "cuts": ["conv2"]}})
+        for x, y in batches(2):
+            bound(x, y)
+        assert bound._step._planned.profile is not None
+
+
+def test_what_was_measured_of_the_first_part_stays_where_the_second_is_too_short(parts, batches):
+    first = Pipelined(cuts=["conv2"], engine="inline")
+    second = Pipelined(cuts=["fc"], engine="inline", clock="1f1b")
+    with bind(Hybrid(first, second, "batch:5"), parts()) as bound:
+        for x, y in batches(6):
+            bound(x, y)
+        bound.drain()
+        assert bound.measured() is not None and bound.measured().clock == "registers"
+
+
+def test_parts_that_were_chosen_alike_are_replayed(parts, batches, same):
+    data, ours, theirs, events = batches(6), parts(), parts(), []
+    strategy = Hybrid(Pipelined(cuts=["conv2"]), Pipelined(cuts=["conv2"], engine="inline"), "batch:3")
+    with bind(strategy, ours, events.append) as bound:
+        for x, y in data:
+            bound(x, y)
+        bound.drain()
+    oracle(theirs.model, LOSS, theirs.optimizer, strategy, data, settings=Settings(threads=2, seed=3), events=events)
+    same(ours, theirs)

@@ -76,6 +76,7 @@ def test_micro_batches_cost_their_additions(monkeypatch: pytest.MonkeyPatch) -> 
         (None, 1.0),
         (lambda p: torch.optim.SGD(p, 0.1), 0.0),
         (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), 1.0),
+        (lambda p: torch.optim.SGD([{"params": p, "momentum": 0.9}], 0.1), 1.0),
         (lambda p: torch.optim.AdamW(p, 0.1), 2.0),
         (lambda p: torch.optim.Adam(p, 0.1, amsgrad=True), 3.0),
     ],
@@ -92,4 +93,11 @@ def test_a_step_that_fails_counts_as_momentum() -> None:
         def step(self, closure: Any = None) -> Any:
             raise ValueError("other weights")
 
+    class Picky(torch.optim.SGD):
+        def __init__(self, params: Any, scale: float = 0.0) -> None:
+            if not scale:
+                raise ValueError("give scale")
+            super().__init__(params, 0.1)
+
     assert state_share(Own([nn.Parameter(torch.zeros(3))], 0.1)) == 1.0
+    assert state_share(Picky([nn.Parameter(torch.zeros(3))], 2.0)) == 1.0

@@ -81,6 +81,14 @@ def test_a_turn_counts_its_mini_batches_and_is_never_untrained():
     assert error.value.batch is None
 
 
+def test_one_turn_is_not_in_a_row():
+    check = LossCheck(list(CALM))
+    for loss in (1e20, 2.0, 1e20):  # of a turn only the mean is known
+        check.batch(loss, 0, 1, 0.1, steps=20)
+    with pytest.raises(Diverged, match="for 40 mini-batches"):
+        check.batch(1e20, 1, 1, 0.1, steps=20)
+
+
 @pytest.mark.parametrize(("train", "data"), [(2.0, True), (1e9, False)])
 def test_a_validation_loss_that_is_not_finite(train, data):
     check = LossCheck(list(CALM))

@@ -118,8 +118,9 @@ def _beside(history: Any) -> str | None:
     measured = history.measured
     if measured is None:
         return None
-    plans = [history.plan, getattr(history.plan, "first", None), getattr(history.plan, "then", None)]
-    found: Any = next((plan for plan in plans if getattr(plan, "cuts", None) == measured.cuts), None)
+    plans = [history.plan, getattr(history.plan, "then", None), getattr(history.plan, "first", None)]
+    alike = ("cuts", "clock", "accumulate", "correction")
+    found: Any = next((p for p in plans if all(getattr(p, n, None) == getattr(measured, n) for n in alike)), None)
     return None if found is None else str(found.beside(measured))
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from convoy.schedule.plan import Plan, columns, megabytes
 from convoy.strategies.base import Strategy
+from convoy.strategies.pipelined import Pipelined
 from convoy.strategies.pipelined.clock import age
 
 
@@ -127,7 +128,11 @@ def options_of(strategy: Strategy, usual: Strategy | None = None) -> str:
     found: list[str] = []
     if not is_dataclass(strategy):
         return ""
-    usual = type(strategy)() if usual is None else usual
+    if usual is None:
+        usual = type(strategy)()
+        if isinstance(strategy, Pipelined) and strategy.stages == "auto":  # what is open there is not the default
+            usual = Pipelined(stages="auto")
+            found.append("--stages auto")
     for name in (field.name for field in fields(strategy)):
         value = getattr(strategy, name)
         if value != getattr(usual, name) and value is not None:

@@ -68,7 +68,7 @@ def ratio(row: Row) -> str:
 
 
 def memory_rows(plan: Mapping[str, Any]) -> list[tuple[str, int, int | None, int | None]]:
-    """Stage, bytes of weights (with gradients and momentum), bytes of activations held, bytes handed on."""
+    """Stage, bytes of weights (with gradients and optimizer state), bytes of activations held, bytes handed on."""
     parts = number(plan.get("accumulate")) or 1
     rows = []
     for stage in stages(plan):
@@ -76,10 +76,10 @@ def memory_rows(plan: Mapping[str, Any]) -> list[tuple[str, int, int | None, int
         delay, handed = number(stage.get("delay")) or 0, number(stage.get("handed_bytes"))
         if weights is None:
             continue
+        training = number(stage.get("training_bytes"))
+        weights += 2 * weights if training is None else training  # plans of older runs do not say
         held = None if kept is None else round((delay + 1) * kept / parts)
-        rows.append(
-            (f"stage {stage.get('index')}", round(3 * weights), held, None if handed is None else round(handed))
-        )
+        rows.append((f"stage {stage.get('index')}", round(weights), held, None if handed is None else round(handed)))
     return rows
 
 

@@ -147,7 +147,7 @@ def _memory(run: RunFiles) -> Section | None:
         tables.append(
             table(
                 f"Planned, {plan.get('strategy', '')}",
-                ["", "weights, gradients, momentum MB", "activations held MB", "handed on per mini-batch MB"],
+                ["", "weights, gradients, optimizer state MB", "activations held MB", "handed on per mini-batch MB"],
                 rows,
             )
         )

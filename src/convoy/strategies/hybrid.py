@@ -158,6 +158,8 @@ class HybridStep:
 
     def _switch(self, then: Step) -> None:
         """Drain the first strategy and hand over to the second."""
+        if isinstance(self._step, PipelinedStep):
+            self._step.stay()
         self._results.extend(self._step.drain())
         self._hand_over(then)
         then.restore({"batch": self._batch, "version": self._batch})
@@ -244,7 +246,8 @@ class HybridStep:
     def measured(self) -> Any:
         """The pipeline's plan with measured times, also after the switch; None before there are enough."""
         of_this = getattr(self._step, "measured", None)
-        return self._measured if of_this is None else of_this()
+        found = None if of_this is None else of_this()
+        return self._measured if found is None else found
 
     def __enter__(self) -> Self:
         return self

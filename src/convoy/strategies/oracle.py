@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from torch import nn
@@ -221,6 +222,8 @@ def _repeating(strategy: Strategy, record: Record, *, recorded: bool) -> Strateg
     first, then = (_recut(inline(part), record.plans[i]) for i, part in enumerate((strategy.first, strategy.then)))
     if record.switch is None:
         return first
+    if first == then and isinstance(then, Pipelined):  # they were chosen alike; this difference changes nothing
+        then = replace(then, max_staleness=inf)
     return Hybrid(first, then, switch=f"batch:{record.switch.batch}")
 
 

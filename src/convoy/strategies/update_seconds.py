@@ -49,8 +49,8 @@ def state_share(optimizer: Optimizer | None = None) -> float:
     tried = [nn.Parameter(torch.zeros(32, 32)), nn.Parameter(torch.zeros(32))]
     for parameter in tried:
         parameter.grad = torch.zeros_like(parameter)
-    made = like(optimizer, tried)
     try:
+        made = like(optimizer, tried)
         made.step()
     except Exception:  # a step of the user's own, made for other weights
         return 1.0
@@ -80,11 +80,13 @@ def _seconds(run: Callable[[], object], on: Sequence[Tensor], threads: int, repe
 
 
 def like(optimizer: Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
-    """An optimizer of the same kind for other weights; SGD with momentum where it cannot be had."""
+    """An optimizer of the same kind, with the options of its first group, for other weights; SGD with momentum where it
+    cannot be had."""
     if optimizer is not None:
+        given = optimizer.defaults | {k: v for k, v in optimizer.param_groups[0].items() if k in optimizer.defaults}
         try:
             taken = inspect.signature(type(optimizer)).parameters  # AdamW's defaults hold one of Adam's besides
-            return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if k in taken})
-        except TypeError:  # an optimizer of the user's with a constructor of its own
+            return type(optimizer)(parameters, **{k: v for k, v in given.items() if k in taken})
+        except Exception:  # an optimizer of the user's with a constructor of its own, or one for other shapes
             pass
     return SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4)

@@ -21,7 +21,7 @@ class LossCheck:
 
     def __init__(self, first: list[float]) -> None:
         self._first = first
-        self._absurd = 0  # mini-batches in a row
+        self._absurd = self._seen = 0  # mini-batches, and losses, in a row
 
     @property
     def limit(self) -> float:
@@ -37,8 +37,9 @@ class LossCheck:
             raise Diverged(f"the loss {where}", batch=batch if steps is None else None)
         if len(self._first) < FIRST:
             self._first.append(loss)
-        self._absurd = self._absurd + (steps or 1) if loss > self.limit else 0
-        if self._absurd >= IN_A_ROW:
+        absurd = loss > self.limit
+        self._absurd, self._seen = (self._absurd + (steps or 1), self._seen + 1) if absurd else (0, 0)
+        if self._absurd >= IN_A_ROW and self._seen > 1:  # a turn's mean may be one mini-batch's doing
             raise Diverged(
                 f"the loss {where}, was above {self.limit:.3g} for {self._absurd} mini-batches in a row, "
                 f"and about {median_low(self._first):.3g} at the beginning",

@@ -203,6 +203,19 @@ def test_the_next_is_taken_where_a_plan_does_not_fit(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("in_turn")
+def test_no_pipeline_where_none_that_was_tried_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convoy.strategies.pipelined.rehearsal.LONGEST_SECONDS", 0.0)
+    made = planned(Pipelined(stages="auto", max_staleness=0.0))
+    assert made.plan.cuts == () and "do not keep the bounds" in made.plan.notes[-1]
+
+
+def test_a_correction_that_is_not_for_micro_batches_is_no_question_while_they_are_open() -> None:
+    optimizer = torch.optim.SGD(net().parameters(), 0.1, momentum=0.9)
+    asked = Pipelined(stages="auto", correction="dc-asgd")
+    asked.bind(net(), nn.functional.mse_loss, optimizer).close()
+
+
+@pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize("given", [{}, {"accumulate": 2}])
 def test_no_pipeline_after_a_rehearsal_is_plain_training(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from convoy.errors import InternalError, OptionError
+from convoy.errors import ConvoyWarning, InternalError, OptionError
 from convoy.events.event import Event
 from convoy.graph.capture import capture
 from convoy.graph.graph import Cost
@@ -151,6 +152,33 @@ def test_after_a_recut_the_plan_has_a_forecast_and_its_notes() -> None:
     assert plan is not None and plan.cuts != before.cuts
     assert plan.step_seconds and plan.sequential_seconds == before.sequential_seconds and "why" in plan.notes
     assert "fwd ms" in plan.table() and "predicted: " in plan.table()
+    step.close()
+
+
+def test_after_a_recut_by_hand_a_drain_measures_on() -> None:
+    """A recut without times leaves out what the step should take; what plain training takes is known all the same."""
+    step = bound("off", [], stages=2)
+    feed(step, 3)
+    step.drain()
+    alone = step.plan().sequential_seconds  # type: ignore[union-attr]
+    step.recut(["3"])
+    feed(step, 25)
+    unbalance(step)
+    assert step.drain()
+    assert step.plan().sequential_seconds == alone  # type: ignore[union-attr]
+    step.close()
+
+
+def test_a_warning_that_is_an_error_costs_no_results() -> None:
+    step = bound("off", [], stages=2)
+    step._sink = None
+    feed(step, 25)
+    unbalance(step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConvoyWarning):
+            step.drain()
+    assert [result.batch for result in step.drain()] == [24]
     step.close()
 
 

@@ -77,8 +77,8 @@ class Corrections:
             return 2.0  # the estimate and the running mean of the updates
         return 1.0 if self.prediction is not None else 0.0
 
-    def check(self, optimizer: Optimizer, accumulate: int) -> None:
-        """Refuse in one sentence what the optimizer or the other options do not allow."""
+    def check(self, optimizer: Optimizer, accumulate: int | None) -> None:
+        """Refuse in one sentence what the optimizer or the other options do not allow; ``accumulate`` may be open."""
         needs = [name for name in self.names if name in _MOMENTUM]
         if needs:
             wrong = without_plain_momentum(optimizer)
@@ -87,7 +87,7 @@ class Corrections:
                     f"correction {needs[0]!r} is made of SGD's momentum and does not apply to {wrong}",
                     hint="use SGD with momentum and without nesterov, or stage-lr or stash",
                 )
-        if "dc-asgd" in self and accumulate > 1:
+        if "dc-asgd" in self and (accumulate or 1) > 1:
             raise OptionError(
                 f"correction 'dc-asgd' compares two versions of the weights and is not for accumulate={accumulate}",
                 hint="set accumulate=1 or choose another correction",

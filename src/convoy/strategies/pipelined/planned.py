@@ -47,13 +47,16 @@ class Planned:
         segments = split(self.graph, cuts)
         old = self.plan
         known = None if self.profile is None else Forecast(self.profile, self.profiled_parts)
-        if known is not None and times is not None:
-            alone, everyone = old.sequential_seconds or 0.0, old.everyone_seconds or 0.0
+        alone, everyone = old.sequential_seconds, old.everyone_seconds  # whatever the cuts
+        if known is not None and times is not None and alone is not None and everyone is not None:
             known = replace(known, times=times, alone_seconds=alone, everyone_seconds=everyone, threads=old.threads)
         plan = describe(
             strategy, self.graph, cuts, segments, old.threads_per_worker, old.batch_size, known, old.state_share
         )
-        plan = replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *old.notes))))
+        plan = replace(
+            plan, notes=tuple(dict.fromkeys((*plan.notes, *old.notes))),
+            sequential_seconds=alone, everyone_seconds=everyone, threads=old.threads,
+        )  # fmt: skip
         return replace(self, plan=plan, segments=segments, cuts=tuple(cuts), strategy=strategy, rehearsed=False)
 
     def bind_inputs(self, x: Any) -> Mapping[str, Any]:

@@ -85,7 +85,13 @@ def _chosen(bench: Bench, asked: Pipelined, loss: Loss) -> Planned:
                 reason += "chosen was no pipeline"
         return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, reason)))
     assert refused is not None  # there is a choice, or none that fits was an error
-    raise refused
+    plain = without_pipeline(asked, bench, total)
+    if plain is None:
+        raise refused
+    made = _planned(bench, plain, loss)
+    _check_memory(made.plan, bench.settings.max_memory)
+    note = "chosen was no pipeline: those that were tried do not keep the bounds"
+    return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, note)))
 
 
 def _planned(bench: Bench, strategy: Pipelined, loss: Loss, at: Sequence[int] | None = None) -> Planned:

@@ -161,9 +161,9 @@ class PipelinedStep:
             self._one_thread.release()
         self._forget()
         self._entered, self._begin = None, True
+        self._rebalance()  # what it raises costs no result: the next drain returns them
         results: list[StepResult] = list(self._pending)
         self._pending.clear()
-        self._rebalance()
         return results
 
     def close(self) -> None:
@@ -180,8 +180,9 @@ class PipelinedStep:
         cuts = self._cuts if planned is None else planned.plan.cuts
         state: dict[str, Any] = {"batch": self._next, "version": self._next, "began": self._began}
         state["cuts"] = None if cuts is None else list(cuts)
-        if self._automatic and planned is not None:
-            state |= {name: getattr(planned.strategy, name) for name in CHOSEN}
+        if self._automatic and cuts is not None:  # also of a resumed run that has not begun
+            chosen = self._strategy if planned is None else planned.strategy
+            state |= {name: getattr(chosen, name) for name in CHOSEN}
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -208,7 +209,13 @@ class PipelinedStep:
         Corrections.parse(self._strategy.correction).check_length(self._total)
         x, y = self._prepare(x, y)
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
-        self._foreseen = Foreseen.of(self._strategy, self._model, self._loss, x, y, self._settings, self._optimizer)
+        self._foreseen = Foreseen.of(
+            self._strategy, self._model, self._loss, x, y, self._planning_settings, self._optimizer
+        )
+
+    def stay(self) -> None:
+        """The next drain is the last one: cut nothing anew at it."""
+        self._recuts = False
 
     def plan(self) -> PipelinePlan | None:
         planned = self._planned_so_far
@@ -239,6 +246,12 @@ class PipelinedStep:
         return None if self._foreseen is None else self._foreseen.planned
 
     @property
+    def _planning_settings(self) -> Settings:
+        """In a resumed run the cuts are known; to move them, costs are needed all the same."""
+        moves = self._recuts and self._cuts != []
+        return replace(self._settings, forecast=self._settings.forecast or moves)
+
+    @property
     def _behind(self) -> int:
         """Batches between the one that enters and the one whose loss falls in that cycle: ceil(K / accumulate)."""
         return -(-(self._clock.stages - 1) // self._strategy.accumulate)
@@ -251,9 +264,7 @@ class PipelinedStep:
         prepare_model(self._model, self._optimizer, self._settings.device, self._settings.channels_last)
         if not self._model.training:  # otherwise single layers may be in eval mode on purpose (frozen BatchNorm)
             self._model.train()
-        # In a resumed run the cuts are known; to move them, costs are needed all the same.
-        settings = replace(self._settings, forecast=self._settings.forecast or self._recuts)
-        asked, given = self._strategy, (self._model, self._loss, x, y, settings, self._optimizer)
+        asked, given = self._strategy, (self._model, self._loss, x, y, self._planning_settings, self._optimizer)
         planned = plan_pipeline(asked, *given) if self._foreseen is None else self._foreseen.now(*given)
         self._strategy = planned.strategy
         self._install(planned)
