@@ -66,10 +66,18 @@ def test_advice_where_weights_are_old(fields: dict[str, Any], said_of: str | Non
     assert said is said_of if said_of is None else said_of in str(said)
 
 
+@pytest.mark.parametrize(("fields", "old"), [({}, True), ({"clock": "1f1b"}, False), ({"accumulate": 2}, False)])
+def test_two_updates_are_old_and_one_is_not(fields: dict[str, Any], old: bool) -> None:
+    graph = capture(Net(), (torch.randn(4, 8),))
+    cuts = allowed_cuts(graph)[2:3]
+    said = describe(Pipelined(**fields), graph, cuts, split(graph, cuts), 1, 4).advice
+    assert (said is not None) == old and (not old or "up to 2 updates old" in str(said))
+
+
 def plan(step: float, everyone: float, alone: float, threads: int = 2) -> PipelinePlan:
     graph = capture(Net(), (torch.randn(4, 8),))
     cuts = allowed_cuts(graph)[2:3]
-    made = describe(Pipelined(), graph, cuts, split(graph, cuts), 1, 4)
+    made = describe(Pipelined(clock="1f1b"), graph, cuts, split(graph, cuts), 1, 4)
     fields = {"step_seconds": step, "everyone_seconds": everyone, "sequential_seconds": alone, "threads": threads}
     return PipelinePlan.from_dict(made.to_dict() | fields)
 
