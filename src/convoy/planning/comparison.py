@@ -17,10 +17,10 @@ from convoy.strategies.pipelined.clock import age
 @dataclass(frozen=True)
 class Row:
     """One way to train. ``step_seconds``: predicted time of a mini-batch. ``busy`` and ``worker_bytes``, by worker:
-    share of the time, and activations, weights, gradients and momentum held. ``staleness`` of the stalest weights, in
-    updates, on average. ``speculated``: share of the backward pass that is guessed. ``same_numbers``: what differs from
-    plain training, in a few words; ``exact``: whether nothing does but last digits. ``options``: how to ask for it.
-    ``note``: what the prediction assumes, and what else is to be known."""
+    share of the time, and activations, weights, gradients and optimizer state held. ``staleness`` of the stalest
+    weights, in updates, on average. ``speculated``: share of the backward pass that is guessed. ``same_numbers``: what
+    differs from plain training, in a few words; ``exact``: whether nothing does but last digits. ``options``: how to
+    ask for it. ``note``: what the prediction assumes, and what else is to be known."""
 
     name: str
     options: str

@@ -321,3 +321,18 @@ def test_recut_in_flight_is_refused() -> None:
 def test_recut_has_two_values() -> None:
     with pytest.raises(OptionError, match="recut is 'always'"):
         Pipelined(recut="always")
+
+
+def test_before_its_last_drain_a_pipeline_is_told_to_stay() -> None:
+    """What it is told then is not to ask for what was given."""
+    events: list[Event] = []
+    step = bound("auto", events, stages=2)
+    feed(step, 25)
+    cuts = step.plan().cuts  # type: ignore[union-attr]
+    unbalance(step)
+    step.stay()
+    step.drain()
+    assert step.plan().cuts == cuts and step.measured() is not None  # type: ignore[union-attr]
+    (warning,) = [e for e in events if e.name in ("imbalance", "recut")]
+    assert warning.name == "imbalance" and "--recut" not in warning.data["message"]
+    step.close()

@@ -90,7 +90,7 @@ class PipelinedStep:
         self._next = 0
         self._began = 0  # the mini-batch of the run with which the pipeline begins
         self._foreseen: Foreseen | None = None
-        self._said_uneven = False
+        self._said_uneven = self._ends = False
         self._cuts: list[str] | None = None  # of the run that is resumed
         self._pending: deque[PipelinedResult] = deque()
         self._updates: dict[int, list[Action]] = {}  # batch → its updates that are not done yet
@@ -215,7 +215,7 @@ class PipelinedStep:
 
     def stay(self) -> None:
         """The next drain is the last one: cut nothing anew at it."""
-        self._recuts = False
+        self._ends = True
 
     def plan(self) -> PipelinePlan | None:
         planned = self._planned_so_far
@@ -346,8 +346,10 @@ class PipelinedStep:
         self._meter.reset()
         if len(workers) < 2 or uneven <= IMBALANCE or too_short(workers):
             return
+        ends = self._ends or (self._total is not None and self._next >= self._total)
+        if self._said_uneven and (ends or not self._recuts):
+            return
         better = self._better(loads)
-        ends = self._total is not None and self._next >= self._total
         if better is not None and self._recuts and not ends:
             planned, gain = better
             self._move(planned)
